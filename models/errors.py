@@ -1,9 +1,9 @@
 """Everything that can be wrong with a model or with what it is asked.
 
-    ModelError
-    ├── CheckpointError      a checkpoint that cannot be read or written as it stands
-    ├── InputError           values outside the model's shape or domain, or a setting out of range
-    └── CapabilityError      something that this family cannot do
+ModelError
+├── CheckpointError      a checkpoint that cannot be read or written as it stands
+├── InputError           values outside the model's shape or domain, or a setting out of range
+└── CapabilityError      something that this family cannot do
 """
 
 from __future__ import annotations

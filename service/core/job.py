@@ -103,6 +103,8 @@ class Submission:
     total: int
     """Units of progress in all: chain-sweeps, or temperatures."""
     unit: str
+    chains: int = 1
+    """Slots of the engine that the job asks for; a worker claims only as long as some are free."""
     priority: int = 0
     idempotency_key: str | None = None
     request_hash: str = ""
@@ -164,6 +166,7 @@ class JobRecord:
     expired: bool = False
     """True once the result's files are gone; the record outlives them for a while, to answer 410."""
     position: int | None = None
+    """How many jobs wait before this one for the same model; None once it runs."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,222 @@
+"""Reading and writing checkpoint folders: `MODELS_DIR/{name}/{version}/`.
+
+A folder holds `manifest.json`, `weights.safetensors`, and optionally `reference.safetensors` and `preview.png`. It
+appears whole or not at all: written aside, fsynced, renamed. Nothing in it is ever unpickled or imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from models.catalog import build
+from models.errors import CheckpointError
+from models.family import EnergyModel
+from models.manifest import Manifest, check_name
+
+MANIFEST, WEIGHTS, REFERENCE, PREVIEW = (
+    "manifest.json",
+    "weights.safetensors",
+    "reference.safetensors",
+    "preview.png",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a model knows of typical data: energies of held-out examples, and a few examples to start chains from."""
+
+    energies: np.ndarray
+    """Sorted ascending, float64 (n,)."""
+    examples: np.ndarray | None = None
+    """(m, D), the visibles' domain; None where the checkpoint keeps none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint as read."""
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+    """SHA-256 of weights.safetensors."""
+    model: EnergyModel
+    reference: Reference | None
+
+
+def versions(models_dir: Path) -> dict[str, list[int]]:
+    """The versions of every model in a models directory, ascending. Folders that are no checkpoints are passed over."""
+    found: dict[str, list[int]] = {}
+    if not models_dir.is_dir():
+        return found
+    for manifest in models_dir.glob(f"*/*/{MANIFEST}"):
+        version, name = manifest.parent.name, manifest.parent.parent.name
+        if (
+            not name.startswith(".")
+            and version.isascii()
+            and version.isdecimal()
+            and str(int(version)) == version != "0"
+        ):
+            found.setdefault(name, []).append(int(version))
+    return {name: sorted(numbers) for name, numbers in sorted(found.items())}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint folder.
+
+    Raises:
+        CheckpointError: it is missing or malformed, or names another model or version than its folder.
+    """
+    try:
+        text = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error
+    return Manifest.from_json(text, str(folder / MANIFEST))
+
+
+def read(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """The checkpoint in `folder`, its model on `device`.
+
+    Raises:
+        CheckpointError: anything missing or malformed, or weights that do not match the manifest's digest.
+    """
+    manifest = read_manifest(folder)
+    weights = _read_bytes(folder / WEIGHTS)
+    digest = hashlib.sha256(weights).hexdigest()
+    if manifest.digest is not None and manifest.digest.lower().removeprefix("sha256:") != digest:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} has SHA-256 {digest}, but the manifest says {manifest.digest}: "
+            "the file was changed or damaged"
+        )
+    tensors = _tensors(weights, folder / WEIGHTS)
+    try:
+        model = build(manifest, tensors, device)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: {error}") from error
+    return Checkpoint(folder, manifest, digest, model, _read_reference(folder / REFERENCE, manifest))
+
+
+def write(
+    models_dir: Path,
+    manifest: Manifest,
+    model: EnergyModel,
+    reference: Reference | None = None,
+    preview: bytes | None = None,
+) -> Path:
+    """Write a new version of `manifest.name` and return its folder. The manifest's version and digest are set here.
+
+    Raises:
+        CheckpointError: the name is no model name.
+        OSError: the folder cannot be written.
+    """
+    parent = models_dir / check_name(manifest.name)
+    parent.mkdir(parents=True, exist_ok=True)
+    weights = save_tensors({name: t.detach().cpu().contiguous() for name, t in model.tensors().items()})
+    files = {WEIGHTS: weights}
+    if reference is not None:
+        arrays = {"energies": torch.from_numpy(np.sort(reference.energies.astype(np.float64)))}
+        if reference.examples is not None:
+            arrays["examples"] = torch.from_numpy(np.ascontiguousarray(reference.examples))
+        files[REFERENCE] = save_tensors(arrays)
+    if preview is not None:
+        files[PREVIEW] = preview
+    digest = hashlib.sha256(weights).hexdigest()
+    while True:
+        version = max(versions(models_dir).get(manifest.name, [0])) + 1
+        stamped = manifest.model_copy(update={"version": version, "digest": digest})
+        files[MANIFEST] = (json.dumps(stamped.model_dump(mode="json"), indent=2, allow_nan=False) + "\n").encode()
+        folder = parent / str(version)
+        if _publish(files, folder):
+            return folder
+
+
+def set_log_partition(folder: Path, value: float, stderr: float, method: str) -> None:
+    """Put an estimate of log Z into a checkpoint's manifest; the file is replaced in one step."""
+    manifest = json.loads(_read_bytes(folder / MANIFEST))
+    manifest["log_partition"] = {"value": value, "stderr": stderr, "method": method}
+    text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+    Manifest.from_json(text, str(folder / MANIFEST))
+    aside = folder / f".{MANIFEST}.{os.getpid()}"
+    _write_synced(aside, text.encode())
+    aside.replace(folder / MANIFEST)
+    _sync_folder(folder)
+
+
+def _publish(files: Mapping[str, bytes], folder: Path) -> bool:
+    aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    try:
+        for name, content in files.items():
+            _write_synced(aside / name, content)
+        aside.chmod(0o755)  # mkdtemp's 0700 would hide the checkpoint from a service run by another user
+        _sync_folder(aside)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if folder.exists():  # another writer took this version
+                return False
+            raise
+        _sync_folder(folder.parent)
+        return True
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_tensors(content))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a valid safetensors file: {error}") from error
+
+
+def _read_reference(path: Path, manifest: Manifest) -> Reference | None:
+    if not path.exists():
+        return None
+    tensors = _tensors(_read_bytes(path), path)
+    vectors = [name for name, t in tensors.items() if t.ndim == 1 and t.is_floating_point()]
+    name = "energies" if "energies" in tensors or len(vectors) != 1 else vectors[0]
+    if name not in vectors:
+        raise CheckpointError(f"{path}: expected a floating-point vector `energies`, found {sorted(tensors)}")
+    energies = np.sort(tensors[name].double().numpy())
+    if len(energies) == 0 or not np.isfinite(energies).all():
+        raise CheckpointError(f"{path}: tensor {name} must hold at least one energy, all finite")
+    examples = tensors.get("examples")
+    if examples is not None and (examples.ndim != 2 or examples.shape[1] != manifest.visible.units):
+        raise CheckpointError(
+            f"{path}: tensor examples has shape {list(examples.shape)}; expected [m, {manifest.visible.units}]"
+        )
+    return Reference(energies, None if examples is None else examples.numpy())

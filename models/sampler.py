@@ -1,0 +1,76 @@
+"""The contract of a sampler: two pure functions over a frozen state.
+
+A trajectory depends on (model, sampler, keys, clamp, beta) alone; a chain's checkpoint is its blocks and
+its sweep number.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from models.conditionals import Conditional
+from models.family import Clamp, EnergyModel
+from models.rng import ChainKeys
+
+__all__ = ["ChainState", "Clamp", "Sampler", "SweepInfo"]
+
+
+@dataclass(frozen=True)
+class ChainState:
+    """Chains between two sweeps: the state of every block, and how many sweeps each chain has made."""
+
+    blocks: Mapping[str, Float[Tensor, "n _"]]
+    sweep: Int[Tensor, " n"]
+
+    @property
+    def visible(self) -> Float[Tensor, "n visible"]:
+        """The visible units."""
+        return self.blocks["visible"]
+
+
+@dataclass(frozen=True)
+class SweepInfo:
+    """What a sweep can tell and no next sweep needs."""
+
+    conditionals: Mapping[str, Conditional]
+    """The law that each block was drawn from."""
+    acceptance_rate: Float[Tensor, " n"] | None = None
+    """Share of accepted proposals; None for samplers that propose nothing."""
+
+
+class Sampler(ABC):
+    """A Markov chain kernel that leaves the model's law unchanged. Its hyper-parameters are frozen fields."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def applies_to(cls, family: type[EnergyModel]) -> bool:
+        """Whether models of this family have what the sampler needs."""
+
+    @abstractmethod
+    def init(
+        self,
+        model: EnergyModel,
+        keys: ChainKeys,
+        start: Float[Tensor, "n visible"] | None,
+        clamp: Clamp | None,
+    ) -> ChainState:
+        """Chains before their first sweep: from `start`, or from noise; clamped units at their values."""
+
+    @abstractmethod
+    def step(
+        self,
+        model: EnergyModel,
+        state: ChainState,
+        keys: ChainKeys,
+        clamp: Clamp | None = None,
+        beta: Float[Tensor, " n"] | None = None,
+    ) -> tuple[ChainState, SweepInfo]:
+        """One sweep of every chain, at inverse temperatures `beta` (1 where None)."""
