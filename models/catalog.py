@@ -15,6 +15,8 @@ from models.family import EnergyModel
 from models.manifest import Manifest
 from models.sampler import Sampler
 
+_PRECISIONS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
 
 @cache
 def families() -> dict[str, type[EnergyModel]]:
@@ -64,8 +66,11 @@ def build(manifest: Manifest, tensors: Mapping[str, Tensor], device: torch.devic
 
 def _one_precision(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"tensor {name} has type {tensor.dtype}; expected a floating-point type")
+        if tensor.dtype not in _PRECISIONS:
+            kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in _PRECISIONS)
+            raise CheckpointError(
+                f"tensor {name} has type {str(tensor.dtype).removeprefix('torch.')}; expected {kinds}"
+            )
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"tensor {name} holds NaN or infinite values")
     wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())

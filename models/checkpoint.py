@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -25,7 +27,7 @@ from torch import Tensor
 from models.catalog import build
 from models.errors import CheckpointError
 from models.family import EnergyModel
-from models.manifest import Manifest, check_name
+from models.manifest import NAME_PATTERN, LogPartitionRecord, Manifest, check_name
 
 MANIFEST, WEIGHTS, REFERENCE, PREVIEW = (
     "manifest.json",
@@ -33,6 +35,7 @@ MANIFEST, WEIGHTS, REFERENCE, PREVIEW = (
     "reference.safetensors",
     "preview.png",
 )
+_VERSION_PATTERN = r"[1-9][0-9]{0,17}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,7 @@ class Reference:
     energies: np.ndarray
     """Sorted ascending, float64 (n,)."""
     examples: np.ndarray | None = None
-    """(m, D), the visibles' domain; None where the checkpoint keeps none."""
+    """(m, D), the visibles' domain, float64 as read; None where the checkpoint keeps none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +67,7 @@ def versions(models_dir: Path) -> dict[str, list[int]]:
         return found
     for manifest in models_dir.glob(f"*/*/{MANIFEST}"):
         version, name = manifest.parent.name, manifest.parent.parent.name
-        if (
-            not name.startswith(".")
-            and version.isascii()
-            and version.isdecimal()
-            and str(int(version)) == version != "0"
-        ):
+        if re.fullmatch(NAME_PATTERN, name) and re.fullmatch(_VERSION_PATTERN, version):
             found.setdefault(name, []).append(int(version))
     return {name: sorted(numbers) for name, numbers in sorted(found.items())}
 
@@ -77,8 +75,11 @@ def versions(models_dir: Path) -> dict[str, list[int]]:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint folder.
 
+    Where a folder was copied, its name and version are those of the place it lies in, and the manifest's are those it
+    was written under.
+
     Raises:
-        CheckpointError: it is missing or malformed, or names another model or version than its folder.
+        CheckpointError: it is missing or malformed.
     """
     try:
         text = (folder / MANIFEST).read_bytes()
@@ -119,12 +120,15 @@ def write(
     """Write a new version of `manifest.name` and return its folder. The manifest's version and digest are set here.
 
     Raises:
-        CheckpointError: the name is no model name.
+        CheckpointError: the name is no model name, or the model is none that `read` would take: a tensor does not
+            match the manifest or is not finite.
         OSError: the folder cannot be written.
     """
     parent = models_dir / check_name(manifest.name)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.tensors().items()}
+    build(manifest, tensors)
     parent.mkdir(parents=True, exist_ok=True)
-    weights = save_tensors({name: t.detach().cpu().contiguous() for name, t in model.tensors().items()})
+    weights = save_tensors(tensors)
     files = {WEIGHTS: weights}
     if reference is not None:
         arrays = {"energies": torch.from_numpy(np.sort(reference.energies.astype(np.float64)))}
@@ -135,24 +139,35 @@ def write(
         files[PREVIEW] = preview
     digest = hashlib.sha256(weights).hexdigest()
     while True:
-        version = max(versions(models_dir).get(manifest.name, [0])) + 1
-        stamped = manifest.model_copy(update={"version": version, "digest": digest})
-        files[MANIFEST] = (json.dumps(stamped.model_dump(mode="json"), indent=2, allow_nan=False) + "\n").encode()
+        # Folders without a manifest count too: their place is taken all the same.
+        taken = (int(entry.name) for entry in parent.iterdir() if re.fullmatch(_VERSION_PATTERN, entry.name))
+        version = max(taken, default=0) + 1
+        files[MANIFEST] = _json(manifest.model_copy(update={"version": version, "digest": digest}))
         folder = parent / str(version)
         if _publish(files, folder):
             return folder
 
 
 def set_log_partition(folder: Path, value: float, stderr: float, method: str) -> None:
-    """Put an estimate of log Z into a checkpoint's manifest; the file is replaced in one step."""
-    manifest = json.loads(_read_bytes(folder / MANIFEST))
-    manifest["log_partition"] = {"value": value, "stderr": stderr, "method": method}
-    text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
-    Manifest.from_json(text, str(folder / MANIFEST))
+    """Put an estimate of log Z into a checkpoint's manifest; the file is replaced in one step.
+
+    Raises:
+        CheckpointError: the manifest is malformed, or the estimate is not finite.
+        OSError: the folder cannot be written.
+    """
+    manifest = read_manifest(folder)
+    if not (math.isfinite(value) and math.isfinite(stderr)):
+        raise CheckpointError(f"log Z of {value} with standard error {stderr} is no estimate: both must be finite")
+    record = LogPartitionRecord(value=value, stderr=stderr, method=method)
     aside = folder / f".{MANIFEST}.{os.getpid()}"
-    _write_synced(aside, text.encode())
+    _write_synced(aside, _json(manifest.model_copy(update={"log_partition": record})))
     aside.replace(folder / MANIFEST)
     _sync_folder(folder)
+
+
+def _json(manifest: Manifest) -> bytes:
+    # A metric that came out as NaN is written as null: JSON has no NaN.
+    return (json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False) + "\n").encode()
 
 
 def _publish(files: Mapping[str, bytes], folder: Path) -> bool:
@@ -169,6 +184,7 @@ def _publish(files: Mapping[str, bytes], folder: Path) -> bool:
                 return False
             raise
         _sync_folder(folder.parent)
+        _sync_folder(folder.parent.parent)  # the model's own folder may be new too
         return True
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -219,4 +235,6 @@ def _read_reference(path: Path, manifest: Manifest) -> Reference | None:
         raise CheckpointError(
             f"{path}: tensor examples has shape {list(examples.shape)}; expected [m, {manifest.visible.units}]"
         )
-    return Reference(energies, None if examples is None else examples.numpy())
+    if examples is not None and not bool(torch.isfinite(examples.double()).all()):
+        raise CheckpointError(f"{path}: tensor examples holds NaN or infinite values")
+    return Reference(energies, None if examples is None else examples.double().numpy())

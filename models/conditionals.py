@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from models import rng
+from models.numerics import softplus
 from models.rng import ChainKeys
 
 
@@ -41,8 +41,8 @@ class Bernoulli(Conditional):
 
     def mean(self) -> Float[Tensor, "n units"]:
         """sigmoid(logits)."""
-        return torch.sigmoid(self.logits)
+        return rng.logistic(self.logits)
 
     def log_prob(self, state: Float[Tensor, "n units"]) -> Float[Tensor, " n"]:
         """Sum over units of x a - softplus(a)."""
-        return (state * self.logits - torch.nn.functional.softplus(self.logits)).sum(1)
+        return (state * self.logits - softplus(self.logits)).sum(1)

@@ -39,6 +39,7 @@ def ess_tail(draws: Draws) -> float | None:
 def _usable(draws: Draws) -> bool:
     return (
         draws.ndim == 2
+        and draws.shape[0] > 0
         and draws.shape[1] >= MIN_DRAWS
         and bool(np.isfinite(draws).all())
         and float(np.ptp(draws)) > 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,7 +40,7 @@ class EnergyModel(ABC):
 
     @classmethod
     @abstractmethod
-    def from_tensors(cls, manifest: Manifest, tensors: Mapping[str, Tensor]) -> Self:
+    def from_tensors(cls, manifest: Manifest, tensors: Mapping[str, Tensor]) -> EnergyModel:
         """The model whose parameters are `tensors`: shapes checked, one floating dtype, one device."""
 
     @abstractmethod
@@ -65,7 +65,7 @@ class EnergyModel(ABC):
     def capabilities(cls) -> tuple[str, ...]:
         """The operations of every capability that this family has, in the order of its bases."""
         found: dict[str, None] = {}
-        for base in reversed(cls.__mro__):
+        for base in (EnergyModel, *cls.__mro__):
             for operation in vars(base).get("operations", ()):
                 found[operation] = None
         return tuple(found)
@@ -133,6 +133,8 @@ class HasConditionals(EnergyModel):
 class HasEnumeration(EnergyModel):
     """Can sum out all of its states where one side is small."""
 
+    operations: ClassVar[tuple[str, ...]] = ("log_partition",)
+
     @abstractmethod
     def log_partition(self) -> float:
         """log Z by enumeration, float64.
@@ -152,6 +154,8 @@ class AnnealedState:
 
 class HasAnnealing(EnergyModel):
     """Has a path of distributions f_beta from a tractable base (beta 0) to the model (beta 1)."""
+
+    operations: ClassVar[tuple[str, ...]] = ("log_partition",)
 
     @abstractmethod
     def annealed_base(self, base: Float[Tensor, " visible"]) -> float:

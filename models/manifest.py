@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any, Literal
@@ -67,6 +68,13 @@ class Preprocessing(_Record):
     std: float | list[float] | None = None
     scale: float | None = None
 
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: float | list[float] | None) -> float | list[float] | None:
+        if std is not None and any(s <= 0 for s in (std if isinstance(std, list) else [std])):
+            raise ValueError("every standard deviation must be above 0")
+        return std
+
     @model_validator(mode="after")
     def _one_way(self) -> Preprocessing:
         if (self.scale is None) == (self.mean is None and self.std is None):
@@ -98,12 +106,20 @@ class Manifest(_Record):
             CheckpointError: not JSON, or a key is missing or has the wrong form; all of them are named.
         """
         try:
-            return cls.model_validate_json(text)
+            manifest = cls.model_validate_json(text)
+            json.loads(text, parse_constant=_refuse)  # pydantic's parser lets NaN through under keys it does not know
         except ValidationError as error:
             faults = "; ".join(
                 f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}" for fault in error.errors()
             )
             raise CheckpointError(f"{source}: {faults}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{source}: {error}") from error
+        return manifest
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON; write null for a number that is not known")
 
 
 def check_name(name: str) -> str:
@@ -112,7 +128,7 @@ def check_name(name: str) -> str:
     Raises:
         CheckpointError: it cannot.
     """
-    if not re.match(NAME_PATTERN, name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise CheckpointError(
             f"model name {name!r}: use letters, digits, '.', '_' and '-', at most 128, starting with a letter or digit"
         )

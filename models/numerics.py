@@ -1,4 +1,4 @@
-"""Arithmetic that two families need: log-mean-exp, and the grid on which float64 products are exact."""
+"""Arithmetic that two families need: softplus, log-mean-exp, and the grid on which float64 products are exact."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+def softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """log(1 + exp(x)). Torch's own default takes x itself beyond 20, which is off by 2e-9."""
+    return torch.nn.functional.softplus(x, threshold=40.0)
 
 
 def log_mean_exp(log_weights: Float[Tensor, " n"]) -> tuple[float, float]:

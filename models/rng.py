@@ -9,7 +9,7 @@ operations, each rounded on its own. Both give the same bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
@@ -87,13 +87,18 @@ def bernoulli(
             out.numpy(),
         )
         return out
-    e = _exp_minus_abs(logits)
-    uniform = uniforms(keys, sweep, stream, logits.shape[1])
-    return (uniform * (1.0 + e) < torch.where(logits >= 0, torch.ones_like(e), e)).double()
+    return _bernoulli_torch(logits, keys, sweep, stream)
 
 
-def _exp_minus_abs(x: Tensor) -> Tensor:
-    a = torch.clamp(x.abs(), max=_SATURATION)
+def logistic(x: Float[Tensor, "n units"]) -> Float[Tensor, "n units"]:
+    """1 / (1 + exp(-x)) in float64, the same bits at every position of every batch (torch.sigmoid's differ)."""
+    e = exp_minus_abs(x)
+    return torch.where(x >= 0, 1.0 / (1.0 + e), e / (1.0 + e))
+
+
+def exp_minus_abs(x: Float[Tensor, "n units"]) -> Float[Tensor, "n units"]:
+    """exp(-|x|) in float64 from singly rounded operations; |x| beyond 40 counts as 40."""
+    a = torch.where(x.abs() < _SATURATION, x.abs(), _SATURATION)
     k = torch.round(a * _LOG2E)
     r = -((a - k * _LN2_HI) - k * _LN2_LO)
     e = torch.full_like(a, float(_TAYLOR[0]))
@@ -101,6 +106,12 @@ def _exp_minus_abs(x: Tensor) -> Tensor:
         e = e * r
         e = e + float(coefficient)
     return e * torch.as_tensor(_POWERS, device=x.device)[k.long()]
+
+
+def _bernoulli_torch(logits: Tensor, keys: ChainKeys, sweep: Tensor, stream: int) -> Tensor:
+    e = exp_minus_abs(logits)
+    uniform = (_bits_torch(keys, sweep, stream, logits.shape[1]).double() + 0.5) * _TO_UNIT
+    return (uniform * (1.0 + e) < torch.where(logits >= 0, torch.ones_like(e), e)).double()
 
 
 def _bits_torch(keys: ChainKeys, sweep: Tensor, stream: int, units: int) -> Tensor:
@@ -125,11 +136,13 @@ def _bits_torch(keys: ChainKeys, sweep: Tensor, stream: int, units: int) -> Tens
 
 
 def _jit(function: Any) -> Any:
-    # No fastmath: contraction or reassociation would change bits.
+    # No fastmath: contraction or reassociation would change bits. The kernels below are `no_type_check`: a checker of
+    # shapes that wraps functions, as the tests install, would hand numba its wrapper.
     return numba.njit(nogil=True, fastmath=False, error_model="numpy")(function)
 
 
 @_jit
+@no_type_check
 def _row_bits(
     seed: Any, chain: Any, sweep: Any, stream: Any, lanes: Any, words: Any
 ) -> None:  # pragma: no cover - compiled
@@ -161,6 +174,7 @@ def _row_bits(
 
 
 @_jit
+@no_type_check
 def _bits_kernel(seeds: Any, chains: Any, sweeps: Any, stream: int, out: Any) -> None:  # pragma: no cover - compiled
     rows, units = out.shape
     lanes = np.empty((4, (units + 3) // 4), np.uint32)
@@ -172,6 +186,7 @@ def _bits_kernel(seeds: Any, chains: Any, sweeps: Any, stream: int, out: Any) ->
 
 
 @_jit
+@no_type_check
 def _bernoulli_kernel(
     logits: Any, seeds: Any, chains: Any, sweeps: Any, stream: int, out: Any
 ) -> None:  # pragma: no cover - compiled
@@ -184,7 +199,8 @@ def _bernoulli_kernel(
         x_row, out_row = logits[row], out[row]
         for unit in range(units):
             x = x_row[unit]
-            a = min(abs(x), _SATURATION)
+            # Written so that NaN saturates too: the table of powers is indexed by it, unchecked.
+            a = abs(x) if abs(x) < _SATURATION else _SATURATION
             k = np.rint(a * _LOG2E)
             r = -((a - k * _LN2_HI) - k * _LN2_LO)
             # Unrolled by hand: an inner loop keeps the loop over units from being vectorised.

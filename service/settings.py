@@ -16,7 +16,8 @@ class Settings(BaseSettings):
 
     models_dir: Path = Field(Path("checkpoints"), description="Folder of checkpoints, {name}/{version}/ each.")
     data_dir: Path = Field(
-        Path("ebm-data"), description="Folder for job files, uploads and the embedded server's data. API and workers share it."
+        Path("ebm-data"),
+        description="Folder for job files and the embedded server's data. API and workers share it.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
@@ -49,8 +50,12 @@ class Settings(BaseSettings):
 
     slots: int = Field(256, ge=64, multiple_of=64, description="Chains that a worker advances together.")
     block_sweeps: int = Field(20, ge=1, description="Most sweeps between two scheduling decisions.")
-    lease_s: float = Field(5.0, gt=0, description="Seconds without a heartbeat after which a job goes to another worker.")
-    stall_s: float = Field(120.0, gt=0, description="Seconds without any progress after which a worker stops its heartbeats.")
+    lease_s: float = Field(
+        5.0, gt=0, description="Seconds without a heartbeat after which a job goes to another worker."
+    )
+    stall_s: float = Field(
+        120.0, gt=0, description="Seconds without any progress after which a worker stops its heartbeats."
+    )
     checkpoint_s: float = Field(2.0, gt=0, description="Seconds between two checkpoints of a running job.")
     max_crashes: int = Field(3, ge=1, description="Crashes without progress after which a job fails.")
     threads: int = Field(1, ge=1, description="Compute threads of one process.")

@@ -1,0 +1,1 @@
+"""Offline jobs that turn data into checkpoints."""

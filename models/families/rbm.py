@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from models.conditionals import Bernoulli, Conditional
 from models.errors import CapabilityError
 from models.family import AnnealedState, HasAnnealing, HasConditionals, HasEnumeration, HasFeatures, HasScore
 from models.manifest import Manifest
-from models.numerics import all_binary_states, exact_grid, snap
+from models.numerics import all_binary_states, exact_grid, snap, softplus
 from models.rng import ChainKeys, bernoulli
 
 _MAX_ENUMERATED_UNITS = 25
 _CHUNK = 1 << 14
+_INTENSITY_GRID = 2.0**-16
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,9 @@ class RBM(HasScore, HasFeatures, HasConditionals, HasEnumeration, HasAnnealing):
 
     Energies, scores and features are computed in the parameters' own precision. Conditionals that chains are drawn
     from are computed in float64 from parameters rounded to a grid on which no sum rounds (`rounding_error` says by
-    how much, about 1e-12), so a chain is the same bit for bit in every batch and on every device.
+    how much, about 1e-12), so a chain is the same bit for bit in every batch and on every device. In the domain `unit`
+    chains draw binary states too; values between 0 and 1, where a chain starts from or is clamped at them, count to
+    16 bits after the point, and the grid of the parameters is coarser by as much (about 1e-8).
     """
 
     name: ClassVar[str] = "rbm"
@@ -45,11 +47,11 @@ class RBM(HasScore, HasFeatures, HasConditionals, HasEnumeration, HasAnnealing):
     def tensor_shapes(cls, manifest: Manifest, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """`W` (D, F), `b` (D), `c` (F); F is the length of `c`."""
         d = manifest.visible.units
-        f = (*found.get("c", ()), *found.get("W", ())[1:], 1)[0]
+        f = max(1, (*found.get("c", ()), *found.get("W", ())[1:], 1)[0])
         return {"W": (d, f), "b": (d,), "c": (f,)}
 
     @classmethod
-    def from_tensors(cls, manifest: Manifest, tensors: Mapping[str, Tensor]) -> Self:
+    def from_tensors(cls, manifest: Manifest, tensors: Mapping[str, Tensor]) -> RBM:
         """The RBM with these parameters."""
         return cls(tensors["W"], tensors["b"], tensors["c"], manifest.visible.domain)
 
@@ -93,7 +95,7 @@ class RBM(HasScore, HasFeatures, HasConditionals, HasEnumeration, HasAnnealing):
     def _exact(self) -> tuple[Tensor, Tensor, Tensor]:
         w, b, c = self.W.double(), self.b.double(), self.c.double()
         bound = torch.maximum((w.abs().sum(0) + c.abs()).max(), (w.abs().sum(1) + b.abs()).max())
-        grid = exact_grid(2.0 * float(bound))
+        grid = exact_grid(2.0 * float(bound) / (_INTENSITY_GRID if self.domain == "unit" else 1.0))
         return snap(w, grid), snap(b, grid), snap(c, grid)
 
     @property
@@ -111,7 +113,11 @@ class RBM(HasScore, HasFeatures, HasConditionals, HasEnumeration, HasAnnealing):
     ) -> Conditional:
         """p(h_j=1|v) = sigmoid(beta (c_j + (v'W)_j)), p(v_i=1|h) = sigmoid(beta (b_i + (Wh)_i))."""
         w, b, c = self._exact
-        logits = b + states["hidden"] @ w.T if block == "visible" else c + states["visible"] @ w
+        if block == "visible":
+            logits = b + states["hidden"] @ w.T
+        else:
+            v = states["visible"]
+            logits = c + (snap(v, _INTENSITY_GRID) if self.domain == "unit" else v) @ w
         return Bernoulli(logits if beta is None else logits * beta[:, None])
 
     def noise(self, block: str, chains: int) -> Conditional:

@@ -1,9 +1,9 @@
 """What can go wrong between a request and its answer besides the request itself.
 
-    ServiceError
-    ├── UnknownModel   no model of that name or version
-    ├── NotReady       it exists, but cannot answer now
-    └── Overloaded     it could answer, but too much is waiting
+ServiceError
+├── UnknownModel   no model of that name or version
+├── NotReady       it exists, but cannot answer now
+└── Overloaded     it could answer, but too much is waiting
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class SampleSpec(BaseModel):
     """What a `sample` job computes: everything that its bits depend on besides the model's digest.
 
     A chain makes `burn_in + draws * thin` sweeps; draw d is its state after `burn_in + (d + 1) * thin` of them.
-    Start values and clamped values lie in the job's input file (`inputs`), not in the record.
+    Start values and clamped values lie in the job's input file, not in the record; `arrays` names those that must be
+    there: `init`, or `clamp_value` with `clamp_mask`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -57,6 +58,7 @@ class SampleSpec(BaseModel):
     temperature: float = Field(1.0, gt=0)
     seed: int = Field(ge=0, le=MAX_SEED)
     stream_every: int | None = Field(None, ge=1)
+    arrays: tuple[Literal["init", "clamp_value", "clamp_mask"], ...] = ()
 
 
 class CompleteSpec(BaseModel):
@@ -89,7 +91,7 @@ JobSpec = SampleSpec | CompleteSpec | LogPartitionSpec
 
 @dataclass(frozen=True)
 class Submission:
-    """One job on its way into the queue. `payload` is JSON-ready; `id` is made by the caller, so that a retried submit is the same job."""
+    """One job on its way into the queue. The caller makes the `id`, so that a retried submit is the same job."""
 
     id: str
     kind: str
@@ -141,7 +143,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as the queue knows it: the source of every answer about it. Times are Unix seconds (of the server's clock)."""
+    """A job as the queue knows it. Times are Unix seconds of the queue server's clock."""
 
     id: str
     kind: str

@@ -1,0 +1,31 @@
+"""Features."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from service.api.operation import Answer, Fields, Operation
+
+
+class FeaturesFields(Fields):
+    """Beside `inputs`."""
+
+    layer: int | str | None = Field(None, description="Which layer, by position or name; the topmost where absent.")
+
+
+class FeaturesAnswer(Answer):
+    """Hidden representations."""
+
+    features: list[Any] = Field(description="(n, H): hidden activations, or a network's penultimate layer.")
+
+
+class Features(Operation):
+    """`run(..., layer: int | str)` -> `features` (n, H)."""
+
+    name: ClassVar[str] = "features"
+    summary: ClassVar[str] = "Hidden representation of each input."
+    fields: ClassVar[type[Fields]] = FeaturesFields
+    answer: ClassVar[type[Answer]] = FeaturesAnswer
+    main: ClassVar[str] = "features"

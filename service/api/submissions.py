@@ -1,0 +1,200 @@
+"""From a job request to what queue and worker are handed: all is checked before anything is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from models.errors import CapabilityError
+from service.api.errors import Problem, from_pydantic, invalid
+from service.api.inputs import Inputs, check_domain, clamped, fit, parse_inputs, to_array
+from service.api.sampler import parse_sampler
+from service.api.schemas import JOB_KINDS, JOB_REQUEST, CompleteJob, LogPartitionJob, SampleJob
+from service.core.card import Card
+from service.core.job import MAX_SEED, CompleteSpec, JobSpec, LogPartitionSpec, SampleSpec, Submission
+from service.settings import Settings
+
+DEFAULT_CHAINS = 16
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job computes, the arrays it starts from, and its size."""
+
+    spec: JobSpec
+    arrays: Arrays
+    chains: int
+    total: int
+    unit: str
+
+
+def parse_request(parsed: dict[str, Any]) -> SampleJob | CompleteJob | LogPartitionJob:
+    """The request, its fields checked as far as that needs no model.
+
+    Raises:
+        Problem: `invalid-input`.
+    """
+    kind = parsed.get("kind")
+    if kind not in JOB_KINDS:
+        found = "is missing" if kind is None else f"is {kind!r}"
+        raise invalid(("body", "kind"), f"kind {found}; these kinds of job are run: {', '.join(JOB_KINDS)}.")
+    try:
+        return JOB_REQUEST.validate_python(parsed, strict=True)
+    except ValidationError as error:
+        # The union's tag stands first in every place; a client knows nothing of it.
+        errors = [{**each, "loc": each["loc"][1:]} for each in error.errors()]
+        raise from_pydantic(errors, ("body",)) from error
+
+
+def request_hash(parsed: Mapping[str, Any]) -> str:
+    """The same for the same request, however its fields are ordered and spaced."""
+    return hashlib.sha256(orjson.dumps(parsed, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def plan(request: SampleJob | CompleteJob | LogPartitionJob, card: Card, settings: Settings) -> Work:
+    """The work that the request asks of this model.
+
+    Raises:
+        Problem: `invalid-input`.
+        CapabilityError: the model cannot do jobs of this kind.
+    """
+    if request.kind not in card.capabilities:
+        raise CapabilityError(f"{card.name} version {card.version} cannot do {request.kind}.", card.capabilities)
+    seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
+    match request:
+        case SampleJob():
+            work = _sample(request, card, settings, seed)
+        case CompleteJob():
+            work = _complete(request, card, settings, seed)
+        case LogPartitionJob():
+            _check_chains(request.chains, settings, "chains")
+            spec = LogPartitionSpec(
+                method=request.method, chains=request.chains, temperatures=request.temperatures, seed=seed
+            )
+            work = Work(spec, {}, request.chains, request.temperatures * request.chains, "chain-temperatures")
+    if work.total > MAX_SEED:
+        raise Problem(
+            "invalid-input", f"The job would take {work.total} {work.unit}; at most {MAX_SEED} can be counted."
+        )
+    return work
+
+
+def _check_chains(chains: int, settings: Settings, field: str) -> None:
+    if chains > settings.max_job_chains:
+        raise invalid(
+            ("body", field), f"The job has {chains} chains; at most {settings.max_job_chains} are run in one."
+        )
+
+
+def _check_result(entries: int, card: Card, settings: Settings, field: str) -> None:
+    size = entries * card.visible.units * (1 if card.visible.domain in ("binary", "spin") else 4)
+    if size > settings.max_job_result_bytes:
+        raise invalid(
+            ("body", field),
+            f"The result would be {size} bytes; at most {settings.max_job_result_bytes} are kept of one job.",
+        )
+
+
+def _no_label(label: int | str | None, card: Card) -> None:
+    if label is not None:
+        why = "has no classes" if card.classes is None else "is not sampled by class in jobs"
+        raise invalid(("body", "label"), f"{card.name} {why}, so label means nothing here.")
+
+
+def _sample(request: SampleJob, card: Card, settings: Settings, seed: int) -> Work:
+    _no_label(request.label, card)
+    given = request.init if isinstance(request.init, list) else None
+    start = None if given is None else fit(to_array(given, "init"), card.visible, "init")
+    chains = request.chains or (DEFAULT_CHAINS if start is None or len(start) == 1 else len(start))
+    _check_chains(chains, settings, "chains")
+    _check_result(chains * request.draws, card, settings, "draws")
+    if request.init == "data" and not card.init_data:
+        raise invalid(("body", "init"), f'{card.name} keeps no data to start from; send "noise" or start values.')
+    arrays: Arrays = {}
+    if start is not None:
+        check_domain(start, card.input_domain, "init")
+        arrays["init"] = _each_chain(start, chains, card, "init")
+    if request.clamp is not None:
+        inputs = parse_inputs(request.clamp.values, card, settings.max_job_chains, nulls=True, field="clamp.values")
+        mask = clamped(card, inputs, request.clamp.mask, "clamp.values", "clamp.mask")
+        arrays["clamp_value"] = _each_chain(inputs.values, chains, card, "clamp.values")
+        arrays["clamp_mask"] = _each_chain(mask, chains, card, "clamp.mask")
+    spec = SampleSpec(
+        chains=chains,
+        draws=request.draws,
+        burn_in=request.burn_in,
+        thin=request.thin,
+        sampler=parse_sampler(request.sampler, card),
+        init="values" if start is not None else request.init,
+        temperature=request.temperature,
+        seed=seed,
+        stream_every=request.stream_every,
+        arrays=tuple(arrays),
+    )
+    return Work(spec, arrays, chains, chains * (request.burn_in + request.draws * request.thin), "chain-sweeps")
+
+
+def _each_chain(array: NDArray[Any], chains: int, card: Card, field: str) -> NDArray[Any]:
+    """(chains, D), from one example for all or one a chain."""
+    if len(array) not in (1, chains):
+        raise invalid(("body", *field.split(".")), f"{field} has {len(array)} rows; 1 or {chains} are expected.")
+    flat = array.reshape(len(array), card.visible.units)
+    return np.ascontiguousarray(np.broadcast_to(flat, (chains, card.visible.units)))
+
+
+def _complete(request: CompleteJob, card: Card, settings: Settings, seed: int) -> Work:
+    _no_label(request.label, card)
+    inputs: Inputs = parse_inputs(request.inputs, card, settings.max_job_chains, nulls=True)
+    mask = clamped(card, inputs, request.mask)
+    rows = len(inputs)
+    _check_chains(rows * request.samples, settings, "samples")
+    _check_result(rows * request.samples, card, settings, "samples")
+    flat = (rows, card.visible.units)
+    arrays: Arrays = {
+        "clamp_value": inputs.values.reshape(flat),
+        "clamp_mask": np.ascontiguousarray(mask).reshape(flat),
+    }
+    spec = CompleteSpec(
+        examples=rows,
+        samples=request.samples,
+        sweeps=request.sweeps,
+        sampler=parse_sampler(request.sampler, card),
+        seed=seed,
+    )
+    return Work(spec, arrays, rows * request.samples, rows * request.samples * request.sweeps, "chain-sweeps")
+
+
+def submission(
+    work: Work, card: Card, owner: str, hashed: str, idempotency_key: str | None, traceparent: str | None
+) -> Submission:
+    """The work on its way into the queue.
+
+    Its id is new at each call, so that two requests never share files; it is the idempotency key that makes a repeated
+    request the first job.
+    """
+    return Submission(
+        id=uuid.uuid4().hex,
+        kind=work.spec.kind,
+        model=card.name,
+        version=card.version,
+        digest=card.digest,
+        owner=owner,
+        seed=work.spec.seed,
+        payload=work.spec.model_dump(mode="json"),
+        total=work.total,
+        unit=work.unit,
+        chains=work.chains,
+        idempotency_key=idempotency_key,
+        request_hash=hashed,
+        traceparent=traceparent,
+    )

@@ -1,0 +1,190 @@
+"""The models directory as served: every readable checkpoint loaded on the device, kept in step with the folder."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import structlog
+import torch
+
+from models import checkpoint
+from models.catalog import samplers
+from models.checkpoint import Checkpoint
+from models.errors import CheckpointError
+from models.family import HasConditionals
+from models.manifest import Manifest
+from service.core.card import Card
+from service.core.errors import NotReady, UnknownModel
+
+_log = structlog.get_logger(__name__)
+
+Key = tuple[str, int]
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not here: {torch.cuda.device_count()} CUDA devices were found")
+    return device
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A loaded checkpoint and its card."""
+
+    checkpoint: Checkpoint
+    card: Card
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """Of stored draws: uint8 where the visibles are binary, else float32."""
+        return np.uint8 if self.card.visible.domain == "binary" else np.float32
+
+
+def serve_folder(folder: Path, device: torch.device) -> Served:
+    """One checkpoint by itself, under the name and version of its manifest.
+
+    Raises:
+        CheckpointError: see `models.checkpoint.read`.
+    """
+    loaded = checkpoint.read(folder, device)
+    return Served(loaded, _card(loaded, (loaded.manifest.name, loaded.manifest.version), device))
+
+
+class ModelLibrary:
+    """Loads what appears in the models directory, forgets what vanishes. Thread-safe."""
+
+    def __init__(self, models_dir: Path, device: torch.device, rescan_s: float = 2.0) -> None:
+        self._models_dir = models_dir
+        self._device = device
+        self._rescan_s = rescan_s
+        self._served: dict[Key, Served] = {}
+        self._failed: dict[Key, tuple[float, str]] = {}
+        self._stamps: dict[Key, float] = {}
+        self._refreshing = threading.Lock()
+        self._closed = threading.Event()
+
+    @property
+    def models_dir(self) -> Path:
+        """The models directory."""
+        return self._models_dir
+
+    def refresh(self) -> None:
+        """Bring the library in step with the directory. An unreadable checkpoint is reported once and left out."""
+        with self._refreshing:
+            found = {(name, v) for name, numbers in checkpoint.versions(self._models_dir).items() for v in numbers}
+            for key in [key for key in (*self._served, *self._failed) if key not in found]:
+                self._served.pop(key, None)
+                self._failed.pop(key, None)
+                _log.info("model removed", model=key[0], version=key[1])
+            for key in sorted(found):
+                self._load(key)
+
+    def watch(self) -> None:
+        """Keep refreshing from a thread of its own until `close`."""
+
+        def run() -> None:
+            while not self._closed.wait(self._rescan_s):
+                try:
+                    self.refresh()
+                except Exception:
+                    _log.exception("models directory could not be scanned")
+
+        threading.Thread(target=run, name="model-library", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+
+    def all(self) -> list[Served]:
+        """Everything that is ready, by name and version."""
+        return [served for _, served in sorted(self._served.items())]
+
+    def failures(self) -> dict[Key, str]:
+        """Checkpoints that cannot be served, and why."""
+        return {key: reason for key, (_, reason) in self._failed.items()}
+
+    def get(self, name: str, version: int | None = None) -> Served:
+        """That version, or the newest that is ready.
+
+        Raises:
+            UnknownModel: no such model or version.
+            NotReady: its checkpoint cannot be read.
+        """
+        ready = [v for n, v in tuple(self._served) if n == name]
+        if version is None and ready:
+            version = max(ready)
+        found = self._served.get((name, version or 0))
+        if found is not None:
+            return found
+        broken = [
+            (v, reason) for (n, v), (_, reason) in tuple(self._failed.items()) if n == name and version in (None, v)
+        ]
+        if broken:
+            raise NotReady(f"model {name!r} version {broken[-1][0]} cannot be loaded: {broken[-1][1]}", 30.0)
+        if version is not None and ready:
+            raise UnknownModel(f"model {name!r} has no version {version}; it has {', '.join(map(str, sorted(ready)))}")
+        names = sorted({n for n, _ in tuple(self._served)})
+        raise UnknownModel(f"no model {name!r}; there {'are ' + ', '.join(names) if names else 'is none'}")
+
+    def _load(self, key: Key) -> None:
+        folder = self._models_dir / key[0] / str(key[1])
+        try:
+            stamp = max((folder / file).stat().st_mtime for file in (checkpoint.MANIFEST, checkpoint.WEIGHTS))
+        except OSError:
+            stamp = (folder / checkpoint.MANIFEST).stat().st_mtime if (folder / checkpoint.MANIFEST).exists() else 0.0
+        if self._stamps.get(key) == stamp and (key in self._served or key in self._failed):
+            return
+        self._stamps[key] = stamp
+        try:
+            loaded = checkpoint.read(folder, self._device)
+        except CheckpointError as error:
+            self._served.pop(key, None)
+            self._failed[key] = (stamp, str(error))
+            _log.error("checkpoint refused", model=key[0], version=key[1], reason=str(error))
+            return
+        self._failed.pop(key, None)
+        self._served[key] = Served(loaded, _card(loaded, key, self._device))
+        _log.info("model loaded", model=key[0], version=key[1], family=loaded.manifest.family)
+
+
+def _card(loaded: Checkpoint, key: Key, device: torch.device) -> Card:
+    manifest: Manifest = loaded.manifest
+    model = loaded.model
+    weights = None
+    if isinstance(model, HasConditionals):
+        weights = {"arithmetic": "float64, sums exact", "max_rounding_error": model.rounding_error}
+    return Card(
+        name=key[0],
+        version=key[1],
+        family=manifest.family,
+        visible=manifest.visible,
+        classes=manifest.classes,
+        capabilities=list(model.capabilities()),
+        energy_kind=model.energy_kind,
+        log_partition=manifest.log_partition,
+        training=manifest.training,
+        backend="torch",
+        device=str(device),
+        digest=loaded.digest,
+        state="ready",
+        loaded_at=datetime.now(UTC),
+        weights=weights,
+        samplers=[name for name, sampler in samplers().items() if sampler.applies_to(type(model))],
+        has_reference=loaded.reference is not None,
+        init_data=loaded.reference is not None and loaded.reference.examples is not None,
+    )

@@ -1,0 +1,223 @@
+"""A claimed job whose work is chains (`sample`, `complete`): its arrays on disk, its checkpoints and its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import diagnostics
+from models.errors import InputError
+from models.family import HasConditionals
+from models.sampler import Sampler
+from service.core.job import Claim, CompleteSpec, Progress, SampleSpec
+from service.core.plan import Lane
+from service.runtime.chains import ChainBatch, ChainTask
+from service.runtime.library import Served
+from service.runtime.operations import completion_task, energies, make_sampler
+from service.store.files import JobFiles, StoreError
+
+Array = NDArray[Any]
+Emit = Callable[[str, dict[str, Any]], None]
+
+_DIAGNOSED_ROWS = 200_000
+
+
+class ChainJob:
+    """One job as this worker holds it.
+
+    The result is an array on disk that draws are written into as they fall due. A checkpoint is the chains' state with
+    the number of every chain that is done; draws made after it are made again by whoever resumes, with the same bits.
+    """
+
+    def __init__(self, claim: Claim, served: Served, files: JobFiles, emit: Emit) -> None:
+        self.claim = claim
+        self._served = served
+        self._files = files
+        self._emit = emit
+        self.spec = _SPECS[claim.kind].model_validate(claim.payload)
+        if not isinstance(served.checkpoint.model, HasConditionals):
+            raise InputError(f"family {served.card.family!r} has no conditionals to sample from", "sampler")
+        self.model: HasConditionals = served.checkpoint.model
+        self.sampler: Sampler = make_sampler(served, self.spec.sampler)
+        self.lane = Lane(claim.digest, json.dumps(self.spec.sampler.model_dump(), sort_keys=True))
+        units = served.card.visible.units
+        self._shape = (
+            (self.spec.chains, self.spec.draws)
+            if isinstance(self.spec, SampleSpec)
+            else (self.spec.examples, self.spec.samples)
+        )
+        self._draws = files.create_array(claim.id, "draws", (*self._shape, units), served.dtype)
+        self._mean: np.memmap[Any, Any] | None = None
+        if isinstance(self.spec, SampleSpec):
+            self.task = self._sample_task(self.spec)
+        else:
+            self._mean = files.create_array(claim.id, "chain-means", (*self._shape, units), np.float64)
+            self.task = self._complete_task(self.spec)
+        self._done = np.zeros(self.chains, bool)
+        self._saved = self._restore()
+
+    @property
+    def chains(self) -> int:
+        """Chains of the job, done or not."""
+        return int(self._shape[0] * (1 if isinstance(self.spec, SampleSpec) else self._shape[1]))
+
+    def remaining(self) -> list[tuple[int, int]]:
+        """(chain, sweeps left) of every chain that is not done."""
+        left = np.full(self.chains, self.task.sweeps)
+        if self._saved:
+            left[self._saved["chain"]] -= self._saved["sweep"]
+        return [(int(c), int(left[c])) for c in np.flatnonzero(~self._done)]
+
+    def join(self, batch: ChainBatch, chains: list[int]) -> None:
+        """Put these chains into the batch, each from where its last checkpoint left it."""
+        started = set(self._saved["chain"].tolist()) if self._saved else set()
+        resumed = [c for c in chains if c in started]
+        fresh = [c for c in chains if c not in started]
+        if resumed and self._saved:
+            position = {int(c): i for i, c in enumerate(self._saved["chain"])}
+            rows = np.array([position[c] for c in resumed])
+            batch.join(self.claim.id, self.task, resumed, {name: a[rows] for name, a in self._saved.items()})
+        if fresh:
+            batch.join(self.claim.id, self.task, fresh)
+
+    def left(self, chains: list[int]) -> None:
+        """These chains made their last sweep."""
+        self._done[chains] = True
+
+    def checkpoint(self, batch: ChainBatch | None) -> tuple[dict[str, Any], Progress]:
+        """Flush the draws, store the chains' state, and return the pointer to it with the progress it stands for."""
+        self._draws.flush()
+        if self._mean is not None:
+            self._mean.flush()
+        state = batch.snapshot(self.claim.id) if batch is not None else {}
+        if self._saved:  # chains that were resumed here but still wait for a place in the batch
+            inside = set(state["chain"].tolist()) if state else set()
+            waiting = [i for i, c in enumerate(self._saved["chain"].tolist()) if c not in inside and not self._done[c]]
+            if waiting:
+                kept = {name: a[waiting] for name, a in self._saved.items()}
+                state = kept if not inside else {name: np.concatenate((state[name], kept[name])) for name in state}
+        progress = self.progress(int(state["sweep"].sum()) if state else 0)
+        pointer = self._files.write_state(self.claim.id, progress.done, {**state, "done": np.flatnonzero(self._done)})
+        return pointer, progress
+
+    def progress(self, under_way: int = 0) -> Progress:
+        """Chain-sweeps made so far, `under_way` of them by chains that are not done."""
+        done = int(self._done.sum()) * self.task.sweeps + under_way
+        return Progress(done, self.chains * self.task.sweeps, "chain-sweeps")
+
+    def finish(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Complete the result's files; returns the result's description and the diagnostics."""
+        shape = [*self._shape, *self._served.card.visible.shape]
+        result: dict[str, Any] = {
+            "shape": shape,
+            "dtype": str(self._draws.dtype),
+            "media_types": _media_types(self._served),
+        }
+        found: dict[str, Any] | None = None
+        if self._mean is not None:
+            inputs = self._files.read_inputs(self.claim.id)
+            mean = self._files.create_array(self.claim.id, "mean", (self._shape[0], self._draws.shape[-1]), np.float64)
+            mean[:] = self._mean.mean(axis=1)
+            held = inputs["clamp_mask"].reshape(mean.shape).astype(bool)
+            mean[held] = inputs["clamp_value"].reshape(mean.shape)[held]
+            mean.flush()
+            result["approximate"] = False
+        else:
+            found = self._diagnose()
+        self._draws.flush()
+        return result, found
+
+    def _diagnose(self) -> dict[str, Any]:
+        chains, draws = self._shape
+        kept = max(1, min(chains, _DIAGNOSED_ROWS // draws))
+        rows = np.asarray(self._draws[:kept], np.float32).reshape(kept * draws, -1)
+        values = energies(self._served, rows).astype(np.float64).reshape(kept, draws)
+        found: dict[str, Any] = {
+            "of": "energy",
+            "chains": kept,
+            "r_hat": diagnostics.r_hat(values),
+            "ess_bulk": diagnostics.ess_bulk(values),
+            "ess_tail": diagnostics.ess_tail(values),
+            "acceptance_rate": None,
+            "energy_mean": float(values.mean()),
+        }
+        reasons = {"acceptance_rate": "this sampler proposes nothing that it could reject"}
+        if found["r_hat"] is None:
+            why = f"needs at least {diagnostics.MIN_DRAWS} draws of each chain, and energies that differ"
+            reasons |= dict.fromkeys(("r_hat", "ess_bulk", "ess_tail"), why)
+        return {**found, "reasons": reasons}
+
+    def _sample_task(self, spec: SampleSpec) -> ChainTask:
+        inputs = self._files.read_inputs(self.claim.id) if spec.arrays else {}
+        absent = set(spec.arrays) - set(inputs)
+        if absent:
+            raise StoreError(f"the job's input file lacks {', '.join(sorted(absent))}")
+        reference = self._served.checkpoint.reference
+        if spec.init == "data" and (reference is None or reference.examples is None):
+            raise InputError("this checkpoint holds no examples to start chains from", "init")
+        value, mask = inputs.get("clamp_value"), inputs.get("clamp_mask")
+        return ChainTask(
+            seed=spec.seed,
+            burn_in=spec.burn_in,
+            draws=spec.draws,
+            thin=spec.thin,
+            temperature=spec.temperature,
+            start=_rows(inputs["init"], self.model) if spec.init == "values" else None,
+            examples=reference.examples if spec.init == "data" and reference is not None else None,
+            clamp_mask=None if mask is None else _rows(mask, self.model).astype(bool),
+            clamp_value=None if value is None else _rows(value, self.model).astype(np.float64),
+            peek_every=spec.stream_every,
+            on_draw=self._on_draw,
+            on_peek=self._on_peek,
+        )
+
+    def _complete_task(self, spec: CompleteSpec) -> ChainTask:
+        inputs = self._files.read_inputs(self.claim.id)
+        return completion_task(
+            _rows(inputs["clamp_value"], self.model),
+            _rows(inputs["clamp_mask"], self.model),
+            spec.samples,
+            spec.sweeps,
+            spec.seed,
+            on_draw=self._on_flat_draw,
+            on_average=self._on_average,
+        )
+
+    def _on_draw(self, chains: Array, draws: Array, visible: Array) -> None:
+        self._draws[chains, draws] = visible
+
+    def _on_flat_draw(self, chains: Array, _draws: Array, visible: Array) -> None:
+        self._draws.reshape(self.chains, -1)[chains] = visible
+
+    def _on_average(self, chains: Array, averages: Array) -> None:
+        if self._mean is not None:
+            self._mean.reshape(self.chains, -1)[chains] = averages
+
+    def _on_peek(self, sweep: int, visible: Array) -> None:
+        values = visible.astype(self._draws.dtype).reshape(self._served.card.visible.shape)
+        self._emit("sample", {"chain": 0, "sweep": sweep, "values": values.tolist()})
+
+    def _restore(self) -> dict[str, Array] | None:
+        if self.claim.checkpoint is None:
+            return None
+        saved = self._files.read_state(self.claim.id, self.claim.checkpoint)
+        self._done[saved.pop("done")] = True
+        return saved if len(saved.get("chain", ())) else None
+
+
+def _rows(array: Array, model: HasConditionals) -> Array:
+    return array.reshape(-1, model.block_units("visible"))
+
+
+def _media_types(served: Served) -> list[str]:
+    shape = served.card.visible.shape
+    image = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+    return ["application/json", "application/x-npy", *(["image/png"] if image else [])]
+
+
+_SPECS: dict[str, type[SampleSpec] | type[CompleteSpec]] = {"sample": SampleSpec, "complete": CompleteSpec}
+CHAIN_KINDS = frozenset(_SPECS)

@@ -1,0 +1,117 @@
+"""`ebm train` and `ebm recipes`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from training.run import Result
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+_INTERRUPTED = 130
+_METHODS = {"ais": "AIS", "reverse_ais": "reverse AIS", "raise": "RAISE"}
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `ebm recipes`), or a TOML or YAML file.")],
+    data: Annotated[str | None, typer.Option(help="Data set: digits, mnist, or a path.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Models directory. [default: $EBM_MODELS_DIR, else ./checkpoints]")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model. [default: the recipe's]")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. fit.epochs=5.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder for metrics, pictures and the resumable state. [default: ./runs/NAME]")
+    ] = None,
+) -> None:
+    """Train a model and write its checkpoint. Ctrl-C leaves a state that --resume goes on from."""
+    from rich.console import Console
+
+    from models.errors import ModelError
+    from training import config, errors
+
+    try:
+        given = list(overrides or [])
+        settings = config.load(recipe, given).model_dump()
+        settings["name"] = name or settings["name"]
+        settings["data"]["dataset"] = data or settings["data"]["dataset"]
+        chosen = config.validated(settings, recipe)
+
+        from training.run import Job, run
+
+        job = Job(
+            recipe=chosen,
+            models_dir=out or Path(os.environ.get("EBM_MODELS_DIR") or "checkpoints"),
+            run_dir=run_dir or Path("runs") / chosen.name,
+            device=device,
+            resume=resume,
+            command=shlex.join(["ebm", *(argument for argument in sys.argv[1:] if argument != "--resume")]),
+        )
+        console = Console()
+        result = run(job, console)
+    except errors.Interrupted:
+        typer.echo(f"interrupted; everything is saved in {job.run_dir}. To go on:\n  {job.command} --resume", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    except errors.DivergenceError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except (errors.TrainingError, ModelError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    _print_result(console, result, job.run_dir)
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes: data set, size, expected figure."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from training.config import shipped
+
+    table = Table("recipe", "data set", "size", "objective", "expected", title="shipped recipes", title_justify="left")
+    for recipe in shipped().values():
+        table.add_row(
+            recipe.name,
+            f"{recipe.data.dataset} ({recipe.data.binarization})",
+            f"{recipe.model.family}, {recipe.model.hidden} hidden, {recipe.fit.epochs} epochs",
+            str(recipe.objective["name"]),
+            recipe.expected,
+        )
+    Console().print(table)
+
+
+def _print_result(console: Console, result: Result, run_dir: Path) -> None:
+    m = result.metrics
+    effort = f"{m['ais_chains']} chains x {m['ais_temperatures']} temperatures"
+    lines = [
+        f"checkpoint  {result.checkpoint}",
+        f"run         {run_dir} (metrics.jsonl, filters.png, samples.png, completions.png, curves.png)",
+        f"test log-likelihood, nats per example ({m['test_examples']} examples, {m['binarization']} binarization):",
+    ]
+    if "test_log_likelihood_exact" in m:
+        lines.append(f"  exact        {m['test_log_likelihood_exact']:9.3f}  log Z by enumeration")
+    found = [("optimistic", "ais", effort), ("pessimistic", "reverse_ais", effort)]
+    if "test_log_likelihood_raise" in m:
+        runs = f"{m['raise_examples']} examples x {m['raise_runs']} runs x {m['raise_temperatures']} temperatures"
+        found.append(("raise", "raise", runs))
+    for key, method, effort in found:
+        value, z = m[f"test_log_likelihood_{key}"], m[f"log_partition_{method}"]
+        side, stderr = "optimistic" if key == "optimistic" else "pessimistic", m[f"log_partition_{method}_stderr"]
+        lines.append(f"  {side:<12} {value:9.3f}  {_METHODS[method]}, {effort}: log Z = {z:.3f} +- {stderr:.3f}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)

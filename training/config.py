@@ -1,0 +1,204 @@
+"""Recipes: everything that decides a training run but the data themselves. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.errors import RecipeError
+
+Binarization = Literal["threshold", "stochastic", "fixed-stochastic"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSettings(_Section):
+    """What is learned from."""
+
+    dataset: str = Field(description="`digits`, `mnist`, or a path.")
+    binarization: Binarization = Field("threshold", description="How grey levels become 0 and 1.")
+    validation: int = Field(ge=1, description="Examples held out from training, for monitors and the reference.")
+    test: int | None = Field(None, ge=1, description="Examples held out for the figures, where the data come unsplit.")
+
+
+class ModelSettings(_Section):
+    """What is learned."""
+
+    family: Literal["rbm"] = "rbm"
+    hidden: int = Field(ge=1, le=1_000_000, description="Hidden units.")
+    weight_std: float = Field(0.01, gt=0, description="Standard deviation of the first weights.")
+
+
+class FitSettings(_Section):
+    """Stochastic gradient ascent."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "linear"] = Field("linear", description="`linear`: down to 0 at the end.")
+    momentum: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty on W; its gradient is -weight_decay W.")
+
+
+class MonitorSettings(_Section):
+    """What is looked at on the way."""
+
+    every: int = Field(1, ge=1, description="Epochs between two records.")
+    examples: int = Field(1000, ge=1, description="Training and validation examples that are looked at.")
+    ais_chains: int = Field(50, ge=2)
+    ais_temperatures: int = Field(0, ge=0, description="0: no running estimate of the log-likelihood.")
+
+
+class LikelihoodSettings(_Section):
+    """How the test log-likelihood is bracketed at the end."""
+
+    chains: int = Field(100, ge=2)
+    temperatures: int = Field(1000, ge=10)
+    raise_examples: Literal[0] | Annotated[int, Field(ge=2)] = Field(
+        100, description="Test examples, drawn at random, for RAISE; 0: none."
+    )
+    raise_runs: int = Field(10, ge=1, description="Backward runs for each of them.")
+
+
+class Recipe(_Section):
+    """One training run."""
+
+    name: str
+    description: str = ""
+    expected: str = Field("", description="What it yields, in words.")
+    seed: int = Field(0, ge=0, lt=2**32)
+    data: DataSettings
+    model: ModelSettings
+    objective: dict[str, Any] = Field(description="`name` of an objective, and its own settings.")
+    fit: FitSettings
+    monitor: MonitorSettings = MonitorSettings()
+    likelihood: LikelihoodSettings = LikelihoodSettings()
+
+
+def shipped() -> dict[str, Recipe]:
+    """The recipes that come with the package, by name."""
+    files = (f for f in resources.files("training.recipes").iterdir() if f.name.endswith(".toml"))
+    recipes = [validated(_toml(f.read_text(encoding="utf-8"), f.name), f.name) for f in files]
+    return {recipe.name: recipe for recipe in sorted(recipes, key=lambda r: r.name)}
+
+
+def load(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The shipped recipe of that name, or the one in a TOML or YAML file, with `key=value` overrides (dotted keys).
+
+    Raises:
+        RecipeError: no such recipe, or a key or value that the recipe cannot have; the valid ones are named.
+    """
+    path = Path(recipe)
+    if path.suffix in {".toml", ".yaml", ".yml"}:
+        tree = _read(path)
+        tree.setdefault("name", path.stem)
+    else:
+        known = shipped()
+        if recipe not in known:
+            raise RecipeError(
+                f"no recipe {recipe!r}{_nearest(recipe, known)}; shipped recipes: {', '.join(known)}; "
+                "or give a .toml or .yaml file"
+            )
+        tree = known[recipe].model_dump()
+    # Another objective has other settings: naming one clears those of the recipe, and so comes first.
+    for text in sorted(overrides, key=lambda text: not text.startswith("objective.name=")):
+        _override(tree, text)
+    return validated(tree, recipe)
+
+
+def validated(tree: Mapping[str, Any], source: str) -> Recipe:
+    """The recipe that `tree` describes.
+
+    Raises:
+        RecipeError: every fault, with its dotted key.
+    """
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: " + "; ".join(_faults(error))) from error
+
+
+def _faults(error: ValidationError) -> Iterable[str]:
+    for fault in error.errors():
+        *section, key = map(str, fault["loc"]) or ("",)
+        if fault["type"] == "extra_forbidden":
+            valid = _keys(section)
+            yield f"unknown key {'.'.join([*section, key])}{_nearest(key, valid)}; keys here: {', '.join(valid)}"
+        else:
+            yield f"{'.'.join([*section, key])}: {fault['msg']}"
+
+
+def _keys(section: list[str]) -> list[str]:
+    fields = Recipe.model_fields
+    for part in section:
+        annotation = fields[part].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        fields = annotation.model_fields
+    return list(fields)
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {text!r}: expected key=value, for example fit.epochs=5")
+    *sections, last = key.strip().split(".")
+    branch: Any = tree
+    for section in sections:
+        branch = branch.setdefault(section, {})
+        if not isinstance(branch, dict):
+            raise RecipeError(f"--set {text!r}: {section} is a value, not a section")
+    if isinstance(branch.get(last), dict):
+        raise RecipeError(f"--set {text!r}: {key} is a section; its keys: {', '.join(branch[last])}")
+    if key.strip() == "objective.name" and branch.get(last) != value.strip():
+        branch.clear()
+    branch[last] = _value(value.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string, as in data.binarization=stochastic
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from error
+    return _toml(text, str(path)) if path.suffix == ".toml" else _yaml(text, str(path))
+
+
+def _toml(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{source} is not valid TOML: {error}") from error
+
+
+def _yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        import yaml  # type: ignore[import-untyped]  # noqa: PLC0415 - optional
+    except ImportError:
+        raise RecipeError(f"{source}: reading YAML needs the package pyyaml; or write the recipe as TOML") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{source}: expected a mapping of sections")
+    return tree
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

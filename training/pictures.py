@@ -1,0 +1,125 @@
+"""What a run looks like: filters, samples, learning curves, completions. Drawn without a display."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from models.families.rbm import RBM
+from models.rng import ChainKeys
+from models.sampler import Clamp
+from models.samplers.gibbs import Gibbs
+from training.data import Dataset
+
+_KEYS_FIRST = 1 << 25
+"""Numbers of the pictures' chains, which no other chain of the seed has."""
+
+
+def filters(model: RBM, shape: Sequence[int], count: int = 100) -> bytes:
+    """The weights of the `count` hidden units with the largest ones; blue negative, red positive."""
+    strongest = model.W.square().sum(0).argsort(descending=True)[:count]
+    rows = model.W[:, strongest].T
+    bound = float(rows.abs().quantile(0.995)) or 1.0
+    return _png(
+        _grid(rows, shape, gap=np.nan), "filters: weights of hidden units", cmap="RdBu_r", low=-bound, high=bound
+    )
+
+
+def samples(model: RBM, start: Float[Tensor, "n visible"], shape: Sequence[int], seed: int, sweeps: int = 100) -> bytes:
+    """Chains continued for some sweeps from annealed starts; shown are the probabilities of their last draw."""
+    keys = ChainKeys.of(seed, len(start), model.device, first=_KEYS_FIRST)
+    state = Gibbs().init(model, keys, start, None)
+    for _ in range(sweeps):
+        state, info = Gibbs().step(model, state, keys)
+    return _png(_grid(info.conditionals["visible"].mean(), shape), "samples: p(v = 1 | h) of independent chains")
+
+
+def completions(model: RBM, data: Dataset, seed: int, count: int = 16, chains: int = 4, sweeps: int = 500) -> bytes:
+    """Test examples with their upper half clamped, the lower half drawn by clamped Gibbs sampling from noise."""
+    whole = data.test[_spread(len(data.test), count)].double()
+    known = torch.zeros(data.shape, dtype=torch.bool, device=whole.device)
+    known[: data.shape[0] // 2] = True
+    mask = known.flatten().expand(len(whole) * chains, -1)
+    clamp = Clamp(mask, whole.repeat_interleave(chains, 0))
+    keys = ChainKeys.of(seed, len(mask), model.device, first=_KEYS_FIRST)
+    state = Gibbs().init(model, keys, None, clamp)
+    for _ in range(sweeps):
+        state, info = Gibbs().step(model, state, keys, clamp)
+    drawn = clamp.apply(info.conditionals["visible"].mean()).view(len(whole), chains, -1)
+    half = torch.where(known.flatten(), whole, 0.5)
+    table = torch.cat((whole[:, None], half[:, None], drawn), 1)
+    columns = torch.cat((table[: len(whole) // 2], table[len(whole) // 2 :]), 1) if len(whole) % 2 == 0 else table
+    title = f"completions: original | upper half given | {chains} completions"
+    return _png(_grid(columns.flatten(0, 1), data.shape, columns=columns.shape[1]), title)
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """Every monitored quantity over the epochs; quantities that belong together share a panel."""
+    panels = {
+        "free energy (nats)": ("free_energy_train", "free_energy_validation"),
+        "free-energy gap, validation - training (nats)": ("free_energy_gap",),
+        "reconstruction error (squared, per unit)": ("reconstruction_error",),
+        "pseudo-log-likelihood, validation (nats)": ("pseudo_log_likelihood",),
+        "weights": ("weight_rms", "weight_max"),
+        "log-likelihood estimate, validation (nats)": ("log_likelihood_validation",),
+    }
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    shown = {title: keys for title, keys in panels.items() if any(k in r for r in records for k in keys)}
+    for axes, (title, keys) in zip(np.ravel(figure.subplots(2, 3)), shown.items(), strict=False):
+        for key in keys:
+            points = [(r["epoch"], r[key]) for r in records if key in r]
+            axes.plot(*zip(*points, strict=True), marker=".", label=key.rsplit("_", 1)[-1])
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch")
+        if len(keys) > 1:
+            axes.legend()
+    for axes in figure.axes[len(shown) :]:
+        axes.set_axis_off()
+    return _save(figure)
+
+
+def write(folder: Path, pictures: Mapping[str, bytes]) -> None:
+    """Each picture as `{name}.png`."""
+    for name, content in pictures.items():
+        (folder / f"{name}.png").write_bytes(content)
+
+
+def _spread(n: int, count: int) -> Tensor:
+    return torch.linspace(0, n - 1, min(n, count)).long()
+
+
+def _grid(rows: Tensor, shape: Sequence[int], columns: int | None = None, gap: float = 0.5) -> np.ndarray:
+    """Images side by side with one pixel between them; data without two dimensions become strips."""
+    height, width = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
+    columns = columns or math.ceil(math.sqrt(len(rows)))
+    lines = math.ceil(len(rows) / columns)
+    canvas = np.full((lines * (height + 1) + 1, columns * (width + 1) + 1), gap, dtype=np.float64)
+    for k, row in enumerate(rows.detach().cpu().double().numpy()):
+        y, x = 1 + (k // columns) * (height + 1), 1 + (k % columns) * (width + 1)
+        canvas[y : y + height, x : x + width] = row.reshape(height, width)
+    return canvas
+
+
+def _png(image: np.ndarray, title: str, cmap: str = "gray", low: float = 0.0, high: float = 1.0) -> bytes:
+    scale = 9 / max(image.shape)
+    figure = Figure(figsize=(max(image.shape[1] * scale, 4), image.shape[0] * scale + 0.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(image, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+    axes.set_title(title, fontsize=10)
+    axes.set_axis_off()
+    return _save(figure)
+
+
+def _save(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()

@@ -1,0 +1,241 @@
+"""A training run from recipe to checkpoint, which may be stopped anywhere and continued."""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from models import checkpoint
+from models.families.rbm import RBM
+from models.manifest import LogPartitionRecord, Manifest, Training, Visible, check_name
+from training import data, pictures, runfolder, state
+from training.config import Recipe
+from training.data import Dataset
+from training.errors import Interrupted, RecipeError
+from training.fit import FitState, begin, steps_per_epoch, train
+from training.likelihood import Evaluation, Progress, evaluate, free_energies, monitor
+from training.objective import Objective, build
+from training.progress import Stages
+from training.state import Origin
+
+_REFERENCE_ENERGIES, _REFERENCE_EXAMPLES = 10_000, 256
+_ONE_THREAD_PRODUCT = 1 << 23
+"""Multiplications in a step's products below which a second thread costs more than it saves."""
+_LIBRARIES = ("torch", "numpy", "numba", "ebm-server")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, and where everything goes."""
+
+    recipe: Recipe
+    models_dir: Path
+    run_dir: Path
+    device: str = "auto"
+    resume: bool = False
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run left."""
+
+    checkpoint: Path
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    job: Job
+    origin: Origin
+    dataset: Dataset
+    objective: Objective
+    stages: Stages
+    stop: Stop
+
+
+class Stop:
+    """Whether SIGINT or SIGTERM came. The first asks; a second one acts as it would without us."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals while inside."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def ask(number: int, _frame: FrameType | None) -> None:
+            self.requested = True
+            signal.signal(number, before[signal.Signals(number)])
+
+        for number in before:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise if asked to stop.
+
+        Raises:
+            Interrupted: asked to.
+        """
+        if self.requested:
+            raise Interrupted("stopped on request")
+
+
+def run(job: Job, console: Console) -> Result:
+    """Train, estimate the test log-likelihood, draw the pictures, write the checkpoint.
+
+    Raises:
+        TrainingError: anything wrong with recipe, data or run folder; divergence; or stopped on request.
+        CheckpointError: the name is no model name.
+    """
+    check_name(job.recipe.name)
+    device = _device(job.device)
+    objective = build(job.recipe.objective)
+    dataset = data.load(job.recipe.data).to(device)
+    steps_per_epoch(dataset, job.recipe.fit)
+    if dataset.units * job.recipe.model.hidden * job.recipe.fit.batch_size < _ONE_THREAD_PRODUCT:
+        torch.set_num_threads(1)
+    origin = Origin(recipe=job.recipe, data=dataset.fingerprint(), device=device.type, threads=torch.get_num_threads())
+    stop = Stop()
+    with runfolder.owned(job.run_dir, job.resume, console), stop.listening(), Stages(console) as stages:
+        here = _Run(job, origin, dataset, objective, stages, stop)
+        fitted, seconds = _fit(here, device)
+        model = fitted.model()
+        evaluation = evaluate(model, dataset, job.recipe.likelihood, job.recipe.seed, _progress(here))
+        drawn = _pictures(here, model, evaluation)
+        pictures.write(job.run_dir, drawn)
+        metrics = {**evaluation.metrics, "train_examples": len(dataset.train), "train_seconds": round(seconds, 1)}
+        folder = checkpoint.write(
+            job.models_dir,
+            _manifest(here, fitted, evaluation, metrics),
+            model,
+            _reference(model, dataset),
+            drawn["samples"],
+        )
+        runfolder.finish(job.run_dir, folder, metrics)
+    return Result(folder, metrics)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RecipeError(f"device {name!r}: expected auto, cpu or cuda") from None
+    if device.type not in {"cpu", "cuda"}:
+        raise RecipeError(f"device {name!r}: expected auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("device cuda: this machine has no CUDA device that torch can use")
+    return device
+
+
+def _fit(here: _Run, device: torch.device) -> tuple[FitState, float]:
+    recipe, folder = here.job.recipe, here.job.run_dir
+    if here.job.resume:
+        saved = state.read(folder, device)
+        state.check_same(saved.origin, here.origin)
+        torch.set_num_threads(saved.origin.threads)
+        here = replace(here, origin=saved.origin)
+        fitted, before = saved.fit, saved.seconds
+        here.stages.say(f"resumed after step {fitted.step:,}")
+        runfolder.keep_records(folder, fitted.step)
+    else:
+        fitted, before = begin(recipe, here.dataset, here.objective), 0.0
+        _record(here, fitted, 0.0)
+    began = time.monotonic() - before
+    in_epoch = steps_per_epoch(here.dataset, recipe.fit)
+    total = in_epoch * recipe.fit.epochs
+    note = ""
+
+    def after_step(fitted: FitState) -> None:
+        nonlocal note
+        seconds = time.monotonic() - began
+        if fitted.step % in_epoch == 0:
+            if (fitted.step // in_epoch) % recipe.monitor.every == 0 or fitted.step == total:
+                note = _record(here, fitted, seconds)
+            state.save(folder, here.origin, fitted, seconds)
+        elif here.stop.requested:
+            state.save(folder, here.origin, fitted, seconds)
+        here.stages.update("training", fitted.step, total, note)
+        here.stop.check()
+
+    train(recipe, here.dataset, here.objective, fitted, after_step)
+    return fitted, time.monotonic() - began
+
+
+def _record(here: _Run, fitted: FitState, seconds: float) -> str:
+    """One line of metrics.jsonl; returns what of it belongs beside the progress bar."""
+    recipe = here.job.recipe
+    found = monitor(fitted.model(), here.dataset, recipe.monitor, recipe.seed, fitted.step)
+    epoch = fitted.step / steps_per_epoch(here.dataset, recipe.fit)
+    runfolder.add_record(here.job.run_dir, {"step": fitted.step, "epoch": epoch, "seconds": round(seconds, 3), **found})
+    shown = {"gap": "free_energy_gap", "reconstruction": "reconstruction_error", "LL": "log_likelihood_validation"}
+    return "  ".join(f"{short} {found[key]:.4g}" for short, key in shown.items() if key in found)
+
+
+def _progress(here: _Run) -> Progress:
+    def update(stage: str, done: int, total: int) -> None:
+        here.stages.update(stage, done, total)
+        here.stop.check()
+
+    return update
+
+
+def _pictures(here: _Run, model: RBM, evaluation: Evaluation) -> dict[str, bytes]:
+    seed = here.job.recipe.seed
+    return {
+        "filters": pictures.filters(model, here.dataset.shape),
+        "samples": pictures.samples(model, evaluation.samples[:100], here.dataset.shape, seed),
+        "completions": pictures.completions(model, here.dataset, seed),
+        "curves": pictures.curves(runfolder.records(here.job.run_dir)),
+    }
+
+
+def _manifest(here: _Run, fitted: FitState, evaluation: Evaluation, metrics: dict[str, Any]) -> Manifest:
+    recipe, estimate = here.job.recipe, evaluation.log_partition
+    settings = ", ".join(f"{key} {value}" for key, value in here.objective.model_dump().items())
+    return Manifest(
+        name=recipe.name,
+        version=1,  # set when written
+        family=recipe.model.family,
+        visible=Visible(shape=list(here.dataset.shape), domain="binary"),
+        log_partition=LogPartitionRecord(value=estimate.value, stderr=estimate.stderr, method=estimate.method),
+        training=Training(
+            objective=f"{here.objective.name} ({settings})",
+            dataset=here.dataset.name,
+            steps=fitted.step,
+            epochs=recipe.fit.epochs,
+            seed=recipe.seed,
+            metrics=metrics,
+            command=here.job.command,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            library_versions={name: version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
+            recipe=json.loads(recipe.model_dump_json()),
+        ),
+    )
+
+
+def _reference(model: RBM, dataset: Dataset) -> checkpoint.Reference:
+    """Energies of examples that were not trained on, and a few that were, for chains that start at data."""
+    energies = free_energies(model, dataset.validation[:_REFERENCE_ENERGIES])
+    return checkpoint.Reference(energies.cpu().numpy(), dataset.train[:_REFERENCE_EXAMPLES].cpu().numpy())

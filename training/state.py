@@ -1,0 +1,103 @@
+"""The resumable state of a run: one file, replaced in one step, so it is the old one or the new one and never half."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+
+from training.config import Recipe
+from training.errors import ResumeError
+from training.fit import FitState
+
+STATE = "state.safetensors"
+
+
+class Origin(BaseModel):
+    """What a state belongs to. It travels as JSON in the file's own header."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recipe: Recipe
+    data: str
+    """Fingerprint of the data set."""
+    device: str
+    threads: int
+    """Compute threads: sums are split among them, so the bits depend on their number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """A state as read."""
+
+    origin: Origin
+    fit: FitState
+    seconds: float
+    """Time spent in training so far."""
+
+
+def save(folder: Path, origin: Origin, fit: FitState, seconds: float) -> None:
+    """Write the state aside, fsync it and rename it into place."""
+    groups = {"parameters": fit.parameters, "velocity": fit.velocity, "memory": fit.memory}
+    tensors = {f"{group}.{name}": t.cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()}
+    header = {"origin": origin.model_dump_json(), "progress": json.dumps({"step": fit.step, "seconds": seconds})}
+    aside = folder / f".{STATE}.writing"
+    with aside.open("wb") as file:
+        file.write(save_tensors(tensors, header))
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(folder / STATE)
+
+
+def read(folder: Path, device: torch.device | str = "cpu") -> Saved:
+    """The state in a run's folder.
+
+    Raises:
+        ResumeError: there is none, or it is damaged.
+    """
+    path = folder / STATE
+    if not path.exists():
+        raise ResumeError(f"nothing to resume in {folder}: no {STATE}")
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            header: dict[str, Any] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        origin, progress = Origin.model_validate_json(header["origin"]), json.loads(header["progress"])
+        groups: dict[str, dict[str, torch.Tensor]] = {"parameters": {}, "velocity": {}, "memory": {}}
+        for full, tensor in tensors.items():
+            group, _, name = full.partition(".")
+            groups[group][name] = tensor
+        return Saved(origin, FitState(progress["step"], **groups), progress["seconds"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, ValidationError) as error:
+        raise ResumeError(f"{path} is no state of a training run: {error}") from error
+
+
+def check_same(saved: Origin, asked: Origin) -> None:
+    """Refuse to go on with another recipe or other data than the run began with.
+
+    Raises:
+        ResumeError: every difference, old and new.
+    """
+    before, now = _flat(saved.recipe.model_dump()), _flat(asked.recipe.model_dump())
+    keys = sorted({*before, *now} - {"data.dataset"})  # the data may have moved; their fingerprint tells
+    changed = [f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in keys if before.get(k) != now.get(k)]
+    if saved.data != asked.data:
+        changed.append("the data differ")
+    if saved.device != asked.device:
+        changed.append(f"the device was {saved.device}, now {asked.device}")
+    if changed:
+        raise ResumeError("the run to resume is another one: " + "; ".join(changed))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
