@@ -136,11 +136,17 @@ def sample(
     device: DeviceOption = None,
 ) -> None:
     """Sample without a server; the same seed gives the bits that a job gives."""
+    import numpy as np
+
+    from service.picture import grid, image_size
     from service.runtime.local import sample as run
-    from service.runtime.pictures import save
 
     with _plain_errors():
         served = _open(model, _settings(models_dir=models, device=device))
+        if target.suffix == ".png" and image_size(served.card.visible.shape) is None:
+            raise ValueError(f"{model} is not image-shaped: its examples are {served.card.visible.shape}; write a .npy")
+        if target.suffix not in (".npy", ".png"):
+            raise ValueError(f"{target}: expected a name that ends in .npy or .png")
         with _progress("sampling", "chain-sweeps") as advance:
             found = run(
                 served,
@@ -152,7 +158,10 @@ def sample(
                 seed=seed,
                 progress=advance,
             )
-        save(target, found)
+        if target.suffix == ".npy":
+            np.save(target, found)
+        else:
+            target.write_bytes(grid(found, served.card.visible.domain))
         typer.echo(f"{'x'.join(map(str, found.shape))} -> {target}")
 
 

@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     )
     allow_unauthenticated: bool = Field(
         False,
-        description="Listen beyond loopback without keys (in a container whose port is published on the host's loopback).",
+        description="Listen beyond loopback without keys (a container whose port is published on the host's loopback).",
     )
 
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body, after decompression.")

@@ -13,8 +13,8 @@ from starlette.responses import StreamingResponse
 from models.manifest import Domain
 from service.api.encode import dumps, npy_header
 from service.api.media import JSON, NPY, PNG
-from service.api.picture import grid
 from service.core.job import JobRecord
+from service.picture import grid
 
 CHUNK_BYTES = 2**20
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.api.media import JSON, NPY, PNG
-from service.api.picture import image_size
 from service.api.sampler import SamplerField
 from service.core.job import MAX_SEED, JobRecord, JobStatus
+from service.picture import image_size
 
 _MOST = 10**9
 Count = Annotated[int, Field(ge=1, le=_MOST)]

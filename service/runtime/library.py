@@ -56,13 +56,19 @@ class Served:
 
 
 def serve_folder(folder: Path, device: torch.device) -> Served:
-    """One checkpoint by itself, under the name and version of its manifest.
+    """One checkpoint by itself, under the name and version of its place, `{name}/{version}/`, or else of its manifest.
 
     Raises:
         CheckpointError: see `models.checkpoint.read`.
     """
     loaded = checkpoint.read(folder, device)
-    return Served(loaded, _card(loaded, (loaded.manifest.name, loaded.manifest.version), device))
+    place = folder.absolute()
+    key = (
+        (place.parent.name, int(place.name))
+        if place.name.isdecimal()
+        else (loaded.manifest.name, loaded.manifest.version)
+    )
+    return Served(loaded, _card(loaded, key, device))
 
 
 class ModelLibrary:
@@ -186,5 +192,6 @@ def _card(loaded: Checkpoint, key: Key, device: torch.device) -> Card:
         weights=weights,
         samplers=[name for name, sampler in samplers().items() if sampler.applies_to(type(model))],
         has_reference=loaded.reference is not None,
+        preprocessing=manifest.preprocessing,
         init_data=loaded.reference is not None and loaded.reference.examples is not None,
     )

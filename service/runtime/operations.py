@@ -144,7 +144,7 @@ def choose_threshold(reference: Reference | None, threshold: float | None, rate:
             f"{n} reference energies support a false-positive rate of {1 / (n + 1):.3g} or more, not {rate:g}",
             "false_positive_rate",
         )
-    return float(reference.energies[n - 1 - k]) if k < n else float("-inf")
+    return float(reference.energies[n - 1 - min(k, n - 1)])
 
 
 def make_sampler(served: Served, spec: SamplerSpec | None) -> Sampler:

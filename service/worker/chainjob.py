@@ -146,7 +146,9 @@ class ChainJob:
             "energy_mean": float(values.mean()),
         }
         reasons = {"acceptance_rate": "this sampler proposes nothing that it could reject"}
-        if found["r_hat"] is None:
+        if found["r_hat"] == float("inf"):
+            found["r_hat"], reasons["r_hat"] = None, "infinite: no chain's energy moves, and the chains differ"
+        elif found["r_hat"] is None:
             why = f"needs at least {diagnostics.MIN_DRAWS} draws of each chain, and energies that differ"
             reasons |= dict.fromkeys(("r_hat", "ess_bulk", "ess_tail"), why)
         return {**found, "reasons": reasons}

@@ -89,7 +89,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until `stop`."""
-        self._source.register(self._worker_id, {"models": self._models(), "free": self._slots, "slots": self._slots})
+        self._keep_house()
         heartbeat = Heartbeat(self._source, self._alive, lambda *verdict: self._verdicts.put(verdict))
         heartbeat.start()
         listener = threading.Thread(target=self._listen, name="cancellations", daemon=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from service.queue import embedded
 
 START_S = 60.0
 
@@ -86,6 +89,9 @@ def serving(models_dir: Path, data_dir: Path, **settings: Any) -> Iterator[Serve
     """`ebm serve` until the block ends, then SIGTERM."""
     port = free_port()
     data_dir.mkdir(parents=True, exist_ok=True)
+    if "redis_url" not in settings:
+        # The embedded server outlives the service on purpose; it must not outlive the tests.
+        atexit.register(embedded.stop, data_dir)
     log = data_dir / f"serve-{port}.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(

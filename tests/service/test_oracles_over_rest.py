@@ -69,7 +69,6 @@ def test_log_density_sums_to_one_once_log_z_is_known(server: Server, arrays, eve
     while (after := ask(server, "log-density", inputs=every.tolist()))["log_density"] is None:
         deadline -= 1
         assert deadline, "the estimate does not reach the card"
-        import time
 
         time.sleep(0.1)
     assert after["log_partition"]["method"] == "exact"

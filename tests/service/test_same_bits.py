@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,10 @@ def test_beside_twenty_other_jobs_on_redis(
     models_dir: Path, tmp_path: Path, redis_url: str, namespace: str, expected, workers: int
 ) -> None:
     queue = {"redis_url": redis_url, "redis_namespace": namespace}
-    with serving(models_dir, tmp_path, embedded_worker=0, **queue) as server:
-        with working(models_dir, tmp_path, **queue):
-            if workers == 2:
-                with working(models_dir, tmp_path, slots=64, block_sweeps=3, **queue):
-                    assert beside_twenty(server, REQUEST) == expected["short"]
-            else:
-                assert beside_twenty(server, REQUEST) == expected["short"]
+    with serving(models_dir, tmp_path, embedded_worker=0, **queue) as server, ExitStack() as stack:
+        for settings in ({}, {"slots": 64, "block_sweeps": 3})[:workers]:
+            stack.enter_context(working(models_dir, tmp_path, **settings, **queue))
+        assert beside_twenty(server, REQUEST) == expected["short"]
 
 
 def test_a_worker_killed_mid_job_loses_no_job_and_no_bit(

@@ -79,7 +79,7 @@ class Account(RuleBasedStateMachine):
         assert rows == self.inside[plan.lane] | joined
         assert not self.inside[plan.lane] & joined
         assert all(self.lane[job] == plan.lane for job, _ in rows)
-        assert 1 <= plan.sweeps <= min(BLOCK, min(self.left[job][chain] for job, chain in rows))
+        assert 1 <= plan.sweeps <= min(BLOCK, *(self.left[job][chain] for job, chain in rows))
         waiting = sum(
             (name, c) not in rows for name, chains in self.left.items() if self.lane[name] == plan.lane for c in chains
         )
