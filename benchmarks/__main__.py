@@ -27,7 +27,11 @@ chain has the same bits in every batch; the others multiply in float32 and have 
 ## Completion of MNIST digits through the service
 
 `python -m benchmarks.complete_mnist PATH/mnist.npz out.png` asks a running service of `rbm-mnist` for the lower
-halves of 16 test digits and draws them.
+halves of 16 test digits and draws them: the digit, its clamped upper half, four completions, the posterior mean.
+Training with `ebm train rbm-mnist` (10 epochs, 784-500); of the unknown pixels the mean got 92.3 % right, where
+always guessing "off" gets 84.4 %.
+
+![completions](mnist-completions.png)
 """
 
 

@@ -38,7 +38,7 @@ class CompleteAnswer(Answer):
     samples: list[Any] = Field(description="(n, samples, *shape).")
     mean: list[Any] = Field(description="(n, *shape): the expected value of each unit.")
     seed: int
-    approximate: bool = Field(description="True where the samples are a Markov chain's, which may not have converged.")
+    approximate: bool = Field(description="True where even the sampler's stationary law is not the exact posterior.")
 
 
 class Complete(Operation):
