@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from sklearn.neural_network import BernoulliRBM
+from threadpoolctl import threadpool_limits
 
 from models.families.rbm import RBM
 from models.rng import ChainKeys
@@ -60,7 +61,8 @@ def measure() -> list[dict[str, float | int | str]]:
         for _ in range(ROUNDS):
             for name, run in engines.items():
                 began = time.perf_counter()
-                run()
+                with threadpool_limits(1):  # numpy's BLAS, which torch's own setting does not reach
+                    run()
                 times[name].append((time.perf_counter() - began) / (SWEEPS * chains) * 1e6)
         ours = statistics.median(times["ebm-server"])
         rows += [
