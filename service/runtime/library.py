@@ -79,15 +79,10 @@ class ModelLibrary:
         self._device = device
         self._rescan_s = rescan_s
         self._served: dict[Key, Served] = {}
-        self._failed: dict[Key, tuple[float, str]] = {}
+        self._failed: dict[Key, str] = {}
         self._stamps: dict[Key, float] = {}
         self._refreshing = threading.Lock()
         self._closed = threading.Event()
-
-    @property
-    def models_dir(self) -> Path:
-        """The models directory."""
-        return self._models_dir
 
     def refresh(self) -> None:
         """Bring the library in step with the directory. An unreadable checkpoint is reported once and left out."""
@@ -120,10 +115,6 @@ class ModelLibrary:
         """Everything that is ready, by name and version."""
         return [served for _, served in sorted(self._served.items())]
 
-    def failures(self) -> dict[Key, str]:
-        """Checkpoints that cannot be served, and why."""
-        return {key: reason for key, (_, reason) in self._failed.items()}
-
     def get(self, name: str, version: int | None = None) -> Served:
         """That version, or the newest that is ready.
 
@@ -137,9 +128,7 @@ class ModelLibrary:
         found = self._served.get((name, version or 0))
         if found is not None:
             return found
-        broken = [
-            (v, reason) for (n, v), (_, reason) in tuple(self._failed.items()) if n == name and version in (None, v)
-        ]
+        broken = [(v, reason) for (n, v), reason in tuple(self._failed.items()) if n == name and version in (None, v)]
         if broken:
             raise NotReady(f"model {name!r} version {broken[-1][0]} cannot be loaded: {broken[-1][1]}", 30.0)
         if version is not None and ready:
@@ -160,7 +149,7 @@ class ModelLibrary:
             loaded = checkpoint.read(folder, self._device)
         except CheckpointError as error:
             self._served.pop(key, None)
-            self._failed[key] = (stamp, str(error))
+            self._failed[key] = str(error)
             _log.error("checkpoint refused", model=key[0], version=key[1], reason=str(error))
             return
         self._failed.pop(key, None)

@@ -15,6 +15,7 @@ from models.family import HasConditionals
 from models.sampler import Sampler
 from service.core.job import Claim, CompleteSpec, Progress, SampleSpec
 from service.core.plan import Lane
+from service.picture import image_size
 from service.runtime.chains import ChainBatch, ChainTask
 from service.runtime.library import Served
 from service.runtime.operations import completion_task, energies, make_sampler
@@ -216,8 +217,7 @@ def _rows(array: Array, model: HasConditionals) -> Array:
 
 
 def _media_types(served: Served) -> list[str]:
-    shape = served.card.visible.shape
-    image = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+    image = image_size(served.card.visible.shape) is not None
     return ["application/json", "application/x-npy", *(["image/png"] if image else [])]
 
 
