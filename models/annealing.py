@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.family import HasAnnealing, HasConditionals
+from models import sweeping
+from models.family import Base, HasAnnealing, HasConditionals
 from models.rng import ChainKeys
 
 Progress = Callable[[int, int], None]
@@ -31,14 +32,14 @@ def temperatures(count: int) -> list[float]:
 
 def forward(
     model: HasAnnealing,
-    base: Float[Tensor, " visible"],
+    base: Base,
     keys: ChainKeys,
     betas: Sequence[float],
     progress: Progress | None = None,
-) -> tuple[Float[Tensor, "n visible"], Float[Tensor, " n"]]:
+) -> tuple[dict[str, Float[Tensor, "n _"]], Float[Tensor, " n"]]:
     """Anneal from the base-rate model to the model (Neal 2001).
 
-    Returns the final visibles and log weights, float64; the mean of exp(log weight) is an unbiased estimate of Z.
+    Returns the final kept blocks and log weights, float64; the mean of exp(log weight) is an unbiased estimate of Z.
     """
     sweep = torch.zeros(len(keys), dtype=torch.int64, device=model.device)
     state = model.annealed_start(base, keys, sweep)
@@ -50,21 +51,21 @@ def forward(
             state = model.annealed_transition(state, base, betas[k], keys, sweep + k)
         if progress:
             progress(k, len(betas) - 1)
-    return state.visible, log_weight
+    return dict(state.kept), log_weight
 
 
 def backward(
     model: HasAnnealing,
-    base: Float[Tensor, " visible"],
+    base: Base,
     keys: ChainKeys,
     betas: Sequence[float],
-    start: Float[Tensor, "n visible"],
+    start: Mapping[str, Float[Tensor, "n _"]],
     progress: Progress | None = None,
 ) -> Float[Tensor, " n"]:
-    """Anneal from `start` down to the base-rate model.
+    """Anneal from the kept blocks `start` down to the base-rate model.
 
     Returns log weights w, float64, such that exp(-w) has mean 1/Z where `start` is drawn from the model, and such that
-    exp(-energy(start) - w) is an unbiased estimate of the probability with which the forward walk ends in `start`
+    f_1(start) exp(-w) is an unbiased estimate of the probability with which the forward walk ends in `start`
     (Burda, Grosse & Salakhutdinov 2015).
     """
     sweep = torch.zeros(len(keys), dtype=torch.int64, device=model.device)
@@ -80,20 +81,17 @@ def backward(
     return log_weight
 
 
-def base_rates(model: HasConditionals, keys: ChainKeys, sweeps: int = 50) -> Float[Tensor, " visible"]:
-    """Visible biases of the base-rate model: the log-odds of each unit's mean over short Gibbs chains of the model."""
-    sweep = torch.zeros(len(keys), dtype=torch.int64, device=model.device)
-    states = {b: model.noise(b, len(keys)).sample(keys, sweep, i) for i, b in enumerate(model.blocks)}
-    total = torch.zeros(model.block_units("visible"), dtype=torch.float64, device=model.device)
+def base_rates(model: HasAnnealing, keys: ChainKeys, sweeps: int = 50) -> Base:
+    """The base-rate model of short Gibbs chains of the model: independent units with the means seen there."""
+    assert isinstance(model, HasConditionals)
+    kept = model.kept_blocks
+    number = torch.zeros(len(keys), dtype=torch.int64, device=model.device)
+    states = sweeping.begin(model, keys)
+    totals = {b: torch.zeros(model.block_units(b), dtype=torch.float64, device=model.device) for b in kept}
     for k in range(1, sweeps + 1):
-        for stream, block in enumerate(model.blocks):
-            states[block] = model.conditional(block, states).sample(keys, sweep + k, stream)
+        states = sweeping.sweep(model, states, keys, number + k).blocks
         if k > sweeps // 2:
-            total += states["visible"].sum(0)
-    return log_odds(total, (sweeps - sweeps // 2) * len(keys))
-
-
-def log_odds(ones: Float[Tensor, " visible"], n: int) -> Float[Tensor, " visible"]:
-    """log p/(1-p) of units that were 1 `ones` times in n, with one pseudo-observation, so always finite."""
-    p = (ones.double() + 0.5) / (n + 1.0)
-    return torch.log(p) - torch.log1p(-p)
+            for block in kept:
+                totals[block] += states[block].sum(0)
+    n = (sweeps - sweeps // 2) * len(keys)
+    return model.base_of(totals, n)

@@ -38,8 +38,8 @@ class Estimator(ABC):
 
     @classmethod
     @abstractmethod
-    def applies_to(cls, family: type[EnergyModel]) -> bool:
-        """Whether models of this family have what the estimator needs."""
+    def applies_to(cls, model: EnergyModel) -> bool:
+        """Whether the model has what the estimator needs."""
 
     @abstractmethod
     def estimate(self, model: EnergyModel, effort: Effort, progress: Progress | None = None) -> LogPartition:

@@ -24,8 +24,6 @@ class EnergyModel(ABC):
 
     name: ClassVar[str]
     """The family, as in a manifest."""
-    energy_kind: ClassVar[str] = "exact"
-    """`exact`, `lower_bound` (on the unnormalized log-density) or `estimate`."""
     domains: ClassVar[frozenset[str]]
     """Visible domains that the family is defined on."""
     operations: ClassVar[tuple[str, ...]] = ("energy", "log-density", "anomaly")
@@ -52,6 +50,17 @@ class EnergyModel(ABC):
         """E(x) = -log p(x) - log Z, nats; for latent-variable models the free energy (MATH 0)."""
 
     @property
+    def energy_kind(self) -> str:
+        """`exact`, `lower_bound` (on the unnormalized log-density) or `estimate`."""
+        return "exact"
+
+    def energy_with_error(
+        self, x: Float[Tensor, "n visible"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"] | None]:
+        """The energy and, where it is an estimate, its standard error, nats."""
+        return self.energy(x), None
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters lie."""
         return next(iter(self.tensors().values())).device
@@ -61,14 +70,18 @@ class EnergyModel(ABC):
         """The parameters' precision, in which energies are computed."""
         return next(iter(self.tensors().values())).dtype
 
-    @classmethod
-    def capabilities(cls) -> tuple[str, ...]:
-        """The operations of every capability that this family has, in the order of its bases."""
+    @property
+    def lacks(self) -> frozenset[str]:
+        """Operations of its family that this very model has not: one without label units cannot classify."""
+        return frozenset()
+
+    def capabilities(self) -> tuple[str, ...]:
+        """The operations of every capability that this model has, in the order of its family's bases."""
         found: dict[str, None] = {}
-        for base in (EnergyModel, *cls.__mro__):
+        for base in (EnergyModel, *type(self).__mro__):
             for operation in vars(base).get("operations", ()):
                 found[operation] = None
-        return tuple(found)
+        return tuple(operation for operation in found if operation not in self.lacks)
 
 
 class HasScore(EnergyModel):
@@ -81,6 +94,11 @@ class HasScore(EnergyModel):
     def score_is_relaxed(self) -> bool:
         """True where the visibles are discrete: then the score is that of the energy's continuous extension."""
 
+    @property
+    def score_kind(self) -> str:
+        """`exact`, or the approximation that the score is made by: `mean_field`."""
+        return "exact"
+
     @abstractmethod
     def score(self, x: Float[Tensor, "n visible"]) -> Float[Tensor, "n visible"]:
         """-grad_x E(x)."""
@@ -91,34 +109,101 @@ class HasFeatures(EnergyModel):
 
     operations: ClassVar[tuple[str, ...]] = ("features",)
 
+    @property
     @abstractmethod
-    def features(self, x: Float[Tensor, "n visible"]) -> Float[Tensor, "n hidden"]:
-        """Expected hidden states given x."""
+    def layers(self) -> tuple[str, ...]:
+        """Names of the hidden layers, lowest first."""
+
+    @abstractmethod
+    def features(self, x: Float[Tensor, "n visible"], layer: str | None = None) -> Float[Tensor, "n hidden"]:
+        """Expected hidden states of a layer, the topmost where None, given x."""
+
+
+class HasClasses(EnergyModel):
+    """Knows classes y beside x, where it has label units: `class_count` is 0 where it has none."""
+
+    operations: ClassVar[tuple[str, ...]] = ("classify",)
+
+    @property
+    @abstractmethod
+    def class_count(self) -> int:
+        """K, or 0."""
+
+    @property
+    def lacks(self) -> frozenset[str]:
+        """`classify`, where there are no label units."""
+        return frozenset() if self.class_count else frozenset({"classify"})
+
+    @property
+    def class_kind(self) -> str:
+        """How p(y | x) is had: `exact`, `mean_field`, `recognition` or `estimate`."""
+        return "exact"
+
+    @abstractmethod
+    def class_log_probs(self, x: Float[Tensor, "n visible"]) -> Float[Tensor, "n classes"]:
+        """log p(y | x), nats."""
+
+    @abstractmethod
+    def class_energy(self, x: Float[Tensor, "n visible"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """E(x, y): log p(x, y) = -E(x, y) - log Z, nats. `labels` are positions 0..K-1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Units that a sweep draws at once: a whole block, or some units of it (a colour of the model's graph)."""
+
+    name: str
+    block: str
+    units: Int[Tensor, " m"] | None = None
+    """Their positions in the block; None: all."""
+    when_clamped: bool = False
+    """Only chains that hold some visible units draw it; the others pass over it."""
 
 
 class HasConditionals(EnergyModel):
-    """Falls into named blocks of units, independent given the others: Gibbs sampling applies.
+    """Its state is a tensor for each block of units; a sweep draws parts of blocks in turn: Gibbs sampling applies.
 
-    Conditionals are computed so that their bits do not depend on the batch they are computed in.
+    Conditionals and joint energies are computed so that their bits do not depend on the batch they are computed in.
     """
 
     operations: ClassVar[tuple[str, ...]] = ("sample", "complete")
-    blocks: ClassVar[tuple[str, ...]]
-    """In the order of a sweep. One of them is `visible`."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks. One of them is `visible`; `label` are one-hot label units."""
 
     @abstractmethod
     def block_units(self, block: str) -> int:
         """How many units the block has."""
 
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Part, ...]:
+        """The parts in the order that a sweep draws them, each from its `conditional`, new values used at once.
+
+        The whole sweep leaves the model's law unchanged; in all families but those with directed layers each part's
+        draw does.
+        """
+
+    @property
+    def exact_when_clamped(self) -> bool:
+        """Whether sweeps with held visibles have the exact posterior as their stationary law."""
+        return True
+
     @abstractmethod
     def conditional(
-        self, block: str, states: Mapping[str, Float[Tensor, "n _"]], beta: Float[Tensor, " n"] | None = None
+        self, part: str, states: Mapping[str, Float[Tensor, "n _"]], beta: Float[Tensor, " n"] | None = None
     ) -> Conditional:
-        """p(block | the other blocks), at inverse temperature `beta` for each chain (1 where None)."""
+        """The law that a sweep draws the part from, at inverse temperature `beta` for each chain (1 where None)."""
 
     @abstractmethod
     def joint_energy(self, states: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, " n"]:
-        """E(v, h), nats."""
+        """E(v, h) of the parameters as sampled, nats, float64."""
+
+    def thermal_energy(self, states: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, " n"]:
+        """The part of E(v, h) that beta multiplies: all of it, but for models with directed layers. nats, float64."""
+        return self.joint_energy(states)
 
     @abstractmethod
     def noise(self, block: str, chains: int) -> Conditional:
@@ -144,58 +229,100 @@ class HasEnumeration(EnergyModel):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnnealedState:
-    """Chains on the way between base-rate model and model: visibles, and what both densities need of them."""
+    """Chains on the way between base-rate model and model: the blocks not summed out, and what both need of them."""
 
-    visible: Float[Tensor, "n visible"]
-    activation: Float[Tensor, "n hidden"]
+    kept: Mapping[str, Float[Tensor, "n _"]]
+    activations: Mapping[str, Float[Tensor, "n _"]]
+    """Inputs of the blocks that are summed out, by block."""
+
+
+Base = Mapping[str, Float[Tensor, " _"]]
+"""The base-rate model: independent units with these biases (means, for Gaussian units), by kept block."""
 
 
 class HasAnnealing(EnergyModel):
-    """Has a path of distributions f_beta from a tractable base (beta 0) to the model (beta 1)."""
+    """Has a path of distributions f_beta from a tractable base (beta 0) to the model (beta 1).
+
+    The distributions are over the kept blocks, one of which is `visible`; all others are summed out exactly.
+    """
 
     operations: ClassVar[tuple[str, ...]] = ("log_partition",)
 
+    @property
     @abstractmethod
-    def annealed_base(self, base: Float[Tensor, " visible"]) -> float:
-        """log Z of f_0, the base-rate model with visible biases `base`, nats."""
+    def kept_blocks(self) -> tuple[str, ...]:
+        """The blocks that are not summed out."""
 
     @abstractmethod
-    def annealed_start(
-        self, base: Float[Tensor, " visible"], keys: ChainKeys, sweep: Int[Tensor, " n"]
-    ) -> AnnealedState:
+    def base_of(self, totals: Mapping[str, Float[Tensor, " _"]], n: int) -> Base:
+        """The base-rate model whose units have the means of n states that add up to `totals`, by kept block."""
+
+    @abstractmethod
+    def annealed_base(self, base: Base) -> float:
+        """log Z of f_0, nats."""
+
+    @abstractmethod
+    def annealed_start(self, base: Base, keys: ChainKeys, sweep: Int[Tensor, " n"]) -> AnnealedState:
         """Independent draws from f_0."""
 
     @abstractmethod
-    def annealed_at(self, visible: Float[Tensor, "n visible"]) -> AnnealedState:
-        """The state whose visibles are given."""
+    def annealed_at(self, kept: Mapping[str, Float[Tensor, "n _"]]) -> AnnealedState:
+        """The state whose kept blocks are given."""
 
     @abstractmethod
-    def annealed_log_density(
-        self, state: AnnealedState, base: Float[Tensor, " visible"], beta: float
-    ) -> Float[Tensor, " n"]:
-        """log f_beta(visible), unnormalized, float64."""
+    def annealed_log_density(self, state: AnnealedState, base: Base, beta: float) -> Float[Tensor, " n"]:
+        """log f_beta(kept blocks), unnormalized, float64."""
 
     @abstractmethod
     def annealed_transition(
-        self,
-        state: AnnealedState,
-        base: Float[Tensor, " visible"],
-        beta: float,
-        keys: ChainKeys,
-        sweep: Int[Tensor, " n"],
+        self, state: AnnealedState, base: Base, beta: float, keys: ChainKeys, sweep: Int[Tensor, " n"]
     ) -> AnnealedState:
         """One transition that leaves f_beta unchanged and is reversible with respect to it."""
 
 
-@dataclass(frozen=True)
+class HasRecognition(HasConditionals):
+    """Has directed layers: their posterior is not drawn from, but a recognition law proposes states of them (MATH 4).
+
+    The parts of a sweep that are drawn `when_clamped` are the recognition law's, a whole layer each; all other parts,
+    but those of the same layers, are full conditionals. Bits do not depend on the batch here either.
+    """
+
+    @abstractmethod
+    def recognition(self, block: str, states: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n units"]:
+        """Log-odds of a directed layer's binary units, given the layer below alone, float64."""
+
+    @abstractmethod
+    def log_given_rest(
+        self, block: str, states: Mapping[str, Float[Tensor, "n _"]], beta: Float[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n"]:
+        """log p(directed layer | all others) but for a term that the layer does not enter; nats, float64."""
+
+
+@dataclass(frozen=True, eq=False)
 class Clamp:
-    """Visible units held fixed: where `mask` is true the state is `value`. Data, not structure: a row each chain."""
+    """Units held fixed, a row each chain: visibles are `value` where `mask` is true; the class is `label` if >= 0."""
 
     mask: Bool[Tensor, "n visible"]
     value: Float[Tensor, "n visible"]
+    label: Int[Tensor, " n"] | None = None
 
     def apply(self, visible: Float[Tensor, "n visible"]) -> Float[Tensor, "n visible"]:
         """`visible` with the clamped units put back."""
         return torch.where(self.mask, self.value, visible)
+
+    def hold(self, part: Part, drawn: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        """What was drawn for a part, with the units that are held put back."""
+        if part.block == "visible":
+            if part.units is None:
+                return self.apply(drawn)
+            return torch.where(self.mask[:, part.units], self.value[:, part.units], drawn)
+        if part.block == "label" and self.label is not None:
+            held = torch.nn.functional.one_hot(self.label.clamp(min=0), drawn.shape[1]).to(drawn)
+            return torch.where(self.label[:, None] >= 0, held, drawn)
+        return drawn
+
+    def rows(self, index: Tensor) -> Clamp:
+        """The clamps of the rows that `index` selects."""
+        return Clamp(self.mask[index], self.value[index], None if self.label is None else self.label[index])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,12 @@ def log_mean_exp(log_weights: Float[Tensor, " n"]) -> tuple[float, float]:
     return float(top + mean.log()), stderr
 
 
+def log_odds(ones: Float[Tensor, " units"], n: int) -> Float[Tensor, " units"]:
+    """log p/(1-p) of units that were 1 `ones` times in n, with one pseudo-observation, so always finite."""
+    p = (ones.double() + 0.5) / (n + 1.0)
+    return torch.log(p) - torch.log1p(-p)
+
+
 def all_binary_states(units: int, start: int, stop: int, device: torch.device) -> Float[Tensor, "n units"]:
     """The states number start..stop-1 of `units` binary units; unit 0 is the lowest bit. float64."""
     numbers = torch.arange(start, stop, device=device, dtype=torch.int64)
@@ -50,3 +57,55 @@ def exact_grid(bound: float) -> float:
 def snap(values: Tensor, grid: float) -> Tensor:
     """`values` rounded to the nearest multiples of `grid`, float64."""
     return torch.round(values.double() / grid) * grid
+
+
+def invariant_sum(terms: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
+    """The sum of each row, float64, the same bits in any order of summation and so in any batch.
+
+    Each row is rounded to a grid of its own on which no partial sum rounds: an error of at most m 2^-53 of m times the
+    row's largest term.
+    """
+    terms = terms.double()
+    if terms.shape[1] == 0:
+        return terms.sum(1)
+    _, exponent = torch.frexp(terms.abs().amax(1) * terms.shape[1])
+    grid = torch.ldexp(torch.ones_like(terms[:, 0]), exponent - 52)
+    return (torch.round(terms / grid[:, None]) * grid[:, None]).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class ExactMatrix:
+    """A matrix whose products with vectors do not round: rounded to a grid on which float64 sums are exact.
+
+    Binary vectors need one plane. Vectors of numbers that are multiples of `step` and at most `bound` leave fewer bits
+    to the matrix, so that it is held as a coarse plane and a fine one, whose products are added last.
+    """
+
+    planes: tuple[Float[Tensor, "inputs outputs"], ...]
+
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "inputs outputs"], step: float = 1.0, bound: float = 1.0) -> ExactMatrix:
+        """`matrix` for vectors of multiples of `step` within +-`bound`; and the same for its transpose."""
+        rest, planes = matrix.double(), []
+        for _ in range(1 if step == bound else 2):
+            sums = max(float(rest.abs().sum(0).max()), float(rest.abs().sum(1).max())) if rest.numel() else 0.0
+            planes.append(snap(rest, exact_grid(2.0 * sums * bound / step)))
+            rest = rest - planes[-1]
+        return cls(tuple(planes))
+
+    @property
+    def T(self) -> ExactMatrix:  # noqa: N802 - as torch names it
+        """The transpose."""
+        return ExactMatrix(tuple(plane.T for plane in self.planes))
+
+    @property
+    def value(self) -> Float[Tensor, "inputs outputs"]:
+        """The matrix as rounded, float64."""
+        return sum(self.planes[1:], self.planes[0])
+
+    def __call__(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
+        """x times the matrix."""
+        product = x @ self.planes[0]
+        for plane in self.planes[1:]:
+            product = product + x @ plane
+        return product

@@ -1,21 +1,28 @@
 """Stateless randomness: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
-Key = seed of the job; counter = (unit // 4, sweep, chain, stream); word unit % 4 is the unit's number. A draw depends
-on nothing else, so a chain's trajectory is the same in any batch, at any position, on any worker, resumed or not.
-On the CPU compiled kernels do the work; on other devices the same integer and IEEE double operations run as torch
-operations, each rounded on its own. Both give the same bits.
+Key = seed of the job; counter = (unit // 4, sweep, chain, stream + 2^16 replica); word unit % 4 is the unit's number.
+A draw depends on nothing else, so a chain's trajectory is the same in any batch, at any position, on any worker,
+resumed or not. On the CPU compiled kernels do the work; on other devices the same integer and IEEE double operations
+run as torch operations, each rounded on its own. Both give the same bits, on any number of threads.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, no_type_check
 
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from models.errors import InputError
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -33,35 +40,110 @@ _TAYLOR = np.array([1.0 / float(np.prod(np.arange(1, n + 1, dtype=np.float64))) 
 _POWERS = 2.0 ** -np.arange(0, 64, dtype=np.float64)
 _TO_UNIT = 2.0**-32
 
+# For deciding most Bernoulli units in float32, of which a vector holds twice as many.
+_F = np.float32
+_LOG2E32, _LN2_HI32, _LN2_LO32 = _F(_LOG2E), _F(0.693359375), _F(-2.12194440e-4)
+_SHIFT32, _ONE32, _SATURATION32 = _F(1.5 * 2**23), np.int32(127 << 23), _F(_SATURATION)
+_UNIT32, _ZERO32, _TO_UNIT32, _MARGIN32 = _F(1), _F(0), _F(_TO_UNIT), _F(1e-5)
+_TAYLOR32 = _TAYLOR[-7:].astype(np.float32)
+
+_MAX_STATES, _WEIGHT_UNITS = 1 << 12, 2.0**40  # 2^12 weights of at most 2^40 units each: their sum is exact
+
+# log(x) of a normal x > 0: x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), s = f / (2 + f), and the polynomial of
+# fdlibm's e_log.c (Sun Microsystems 1993) in s^2 for log(1 + f) = 2 artanh(s), Horner throughout. Below 1 ulp.
+_SQRT_HALF, _LOG_MANTISSA = 0x3FE6A09E00000000, 0x000FFFFFFFFFFFFF
+_LOG_OFFSET = 0x3FF0000000000000 - _SQRT_HALF
+_LOG = (
+    1.479819860511658591e-01,
+    1.531383769920937332e-01,
+    1.818357216161805012e-01,
+    2.222219843214978396e-01,
+    2.857142874366239149e-01,
+    3.999999999940941908e-01,
+    6.666666666666735130e-01,
+)
+
+# PPND16 of AS 241 (Wichura 1988), highest powers first. Its third interval begins at sqrt(-log u) = 5; here u >= 2^-33.
+# Square roots are taken by four of Heron's steps from a line within 8 % (0.69 <= x < 22.9, -log of the uniforms, where
+# they count): torch's own round differently from device to device.
+_HERON = (0.168, 1.3)
+_PPND_A = (
+    2.5090809287301226727e3,
+    3.3430575583588128105e4,
+    6.7265770927008700853e4,
+    4.5921953931549871457e4,
+    1.3731693765509461125e4,
+    1.9715909503065514427e3,
+    1.3314166789178437745e2,
+    3.3871328727963666080e0,
+)
+_PPND_B = (
+    5.2264952788528545610e3,
+    2.8729085735721942674e4,
+    3.9307895800092710610e4,
+    2.1213794301586595867e4,
+    5.3941960214247511077e3,
+    6.8718700749205790830e2,
+    4.2313330701600911252e1,
+    1.0,
+)
+_PPND_C = (
+    7.74545014278341407640e-4,
+    2.27238449892691845833e-2,
+    2.41780725177450611770e-1,
+    1.27045825245236838258e0,
+    3.64784832476320460504e0,
+    5.76949722146069140550e0,
+    4.63033784615654529590e0,
+    1.42343711074968357734e0,
+)
+_PPND_D = (
+    1.05075007164441684324e-9,
+    5.47593808499534494600e-4,
+    1.51986665636164571966e-2,
+    1.48103976427480074590e-1,
+    6.89767334985100004550e-1,
+    1.67638483018380384940e0,
+    2.05319162663775882187e0,
+    1.0,
+)
+
+_GRAIN = 1 << 16
+"""Numbers below which a second thread costs more than it saves."""
+
 
 @dataclass(frozen=True)
 class ChainKeys:
-    """Who each row of a batch is: the seed of its job and its number among that job's chains, int64 (n,)."""
+    """Who each row of a batch is, int64 (n,): the seed of its job, its number among that job's chains, its replica.
+
+    `replica` tells apart the copies of one chain that run side by side, as in parallel tempering; None: all are 0.
+    """
 
     seed: Int[Tensor, " n"]
     chain: Int[Tensor, " n"]
+    replica: Int[Tensor, " n"] | None = None
 
     @classmethod
     def of(cls, seed: int, chains: int, device: torch.device | str = "cpu", first: int = 0) -> ChainKeys:
-        """Chains first..first+chains-1 of one job."""
+        """Chains first..first+chains-1 of one job, replica 0."""
         numbers = torch.arange(first, first + chains, dtype=torch.int64, device=device)
         return cls(torch.full_like(numbers, seed), numbers)
 
     def rows(self, index: Tensor) -> ChainKeys:
         """The keys of the rows that `index` selects."""
-        return ChainKeys(self.seed[index], self.chain[index])
+        return ChainKeys(self.seed[index], self.chain[index], None if self.replica is None else self.replica[index])
 
     def __len__(self) -> int:
         return len(self.seed)
 
 
 def random_bits(keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int, units: int) -> Int[Tensor, "n units"]:
-    """32 random bits for each unit of each chain, int64 in [0, 2^32)."""
-    if keys.seed.device.type == "cpu":
-        out = torch.empty((len(keys), units), dtype=torch.int64)
-        _bits_kernel(keys.seed.numpy(), keys.chain.numpy(), sweep.numpy(), stream, out.numpy())
-        return out
-    return _bits_torch(keys, sweep, stream, units)
+    """32 random bits for each unit of each chain, int64 in [0, 2^32). Streams are 0..65535, here and below."""
+    if keys.seed.device.type != "cpu":
+        return _bits_torch(keys, sweep, stream, units)
+    out = torch.empty((len(keys), units), dtype=torch.int64)
+    _run(_bits_kernel, keys, sweep, stream, out)
+    return out
 
 
 def uniforms(keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int, units: int) -> Float[Tensor, "n units"]:
@@ -69,25 +151,65 @@ def uniforms(keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int, units: int)
     return (random_bits(keys, sweep, stream, units).double() + 0.5) * _TO_UNIT
 
 
+def normals(keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int, units: int) -> Float[Tensor, "n units"]:
+    """Standard normal numbers, float64: the inverse distribution function of `uniforms` (Wichura 1988, AS 241).
+
+    Accurate to 1e-14 as the function of the uniform number. The numbers are quantiles of the centres of 2^32 cells of
+    equal probability: none lies beyond 6.34, and the law is the normal one to a resolution of 2^-32 in probability.
+    """
+    if keys.seed.device.type != "cpu":
+        return _normals_torch(keys, sweep, stream, units)
+    out = torch.empty((len(keys), units), dtype=torch.float64)
+    _run(_normals_kernel, keys, sweep, stream, out)
+    return out
+
+
 def bernoulli(
     logits: Float[Tensor, "n units"], keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int
 ) -> Float[Tensor, "n units"]:
-    """States 0.0 or 1.0 with P(1) = sigmoid(logits), to a resolution of 2^-32. Logits are float64 and finite.
+    """States 0.0 or 1.0 with P(1) = sigmoid(logits), to a resolution of 2^-32.
+
+    Logits are finite, float64 or float32; the states have their precision, and do not depend on it.
 
     With e = exp(-|x|) and a uniform number u the state is 1 where u (1 + e) < 1 (x >= 0), or < e (x < 0).
     """
-    if logits.device.type == "cpu":
-        out = torch.empty(logits.shape, dtype=torch.float64)
-        _bernoulli_kernel(
-            logits.contiguous().numpy(),
-            keys.seed.numpy(),
-            keys.chain.numpy(),
-            sweep.numpy(),
-            stream,
-            out.numpy(),
-        )
-        return out
-    return _bernoulli_torch(logits, keys, sweep, stream)
+    if logits.device.type != "cpu":
+        return _bernoulli_torch(logits, keys, sweep, stream)
+    out = torch.empty(logits.shape, dtype=logits.dtype)
+    _run(_bernoulli_kernel, keys, sweep, stream, logits, out)
+    return out
+
+
+def categorical(
+    logits: Float[Tensor, "n states"], keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int
+) -> Float[Tensor, "n states"]:
+    """One state of K for each chain with P(k) = softmax(logits)_k, one-hot, float64, from the number of unit 0.
+
+    Drawn by inversion: the first k whose cumulative weight exceeds u times the total weight. Weights are
+    exp(logit - largest), float64, rounded to multiples of 2^-40, so that their sums are exact in any order, and a
+    state 2^-41 times as probable as the likeliest, or less, never comes up. A logit may be -inf (NaN counts as that).
+    A row whose largest logit is not finite is all zeros.
+
+    Raises:
+        InputError: more than 4096 states.
+    """
+    if logits.shape[1] > _MAX_STATES:
+        raise InputError(f"expected at most {_MAX_STATES} states to draw one from, got {logits.shape[1]}")
+    if logits.device.type != "cpu":
+        return _categorical_torch(logits, keys, sweep, stream)
+    out = torch.empty(logits.shape, dtype=torch.float64)
+    _run(_categorical_kernel, keys, sweep, stream, logits.double(), out)
+    return out
+
+
+def accept(
+    log_ratio: Float[Tensor, " n"], keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int
+) -> Bool[Tensor, " n"]:
+    """True with probability min(1, exp(log_ratio)), from the number of unit 0 (Metropolis et al. 1953).
+
+    To a resolution of 2^-32: below -22.9 never. NaN and -inf are False.
+    """
+    return uniforms(keys, sweep, stream, 1)[:, 0] < exp_minus_abs(log_ratio.double().clamp(max=0.0))
 
 
 def logistic(x: Float[Tensor, "n units"]) -> Float[Tensor, "n units"]:
@@ -96,22 +218,71 @@ def logistic(x: Float[Tensor, "n units"]) -> Float[Tensor, "n units"]:
     return torch.where(x >= 0, 1.0 / (1.0 + e), e / (1.0 + e))
 
 
-def exp_minus_abs(x: Float[Tensor, "n units"]) -> Float[Tensor, "n units"]:
+def exp_minus_abs(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """exp(-|x|) in float64 from singly rounded operations; |x| beyond 40 counts as 40."""
     a = torch.where(x.abs() < _SATURATION, x.abs(), _SATURATION)
     k = torch.round(a * _LOG2E)
     r = -((a - k * _LN2_HI) - k * _LN2_LO)
-    e = torch.full_like(a, float(_TAYLOR[0]))
-    for coefficient in _TAYLOR[1:]:
-        e = e * r
-        e = e + float(coefficient)
-    return e * torch.as_tensor(_POWERS, device=x.device)[k.long()]
+    return _horner(r, _TAYLOR.tolist()) * torch.as_tensor(_POWERS, device=x.device)[k.long()]
 
 
 def _bernoulli_torch(logits: Tensor, keys: ChainKeys, sweep: Tensor, stream: int) -> Tensor:
-    e = exp_minus_abs(logits)
-    uniform = (_bits_torch(keys, sweep, stream, logits.shape[1]).double() + 0.5) * _TO_UNIT
-    return (uniform * (1.0 + e) < torch.where(logits >= 0, torch.ones_like(e), e)).double()
+    x = logits.double()
+    e = exp_minus_abs(x)
+    uniform = (_bits_torch(keys, sweep, stream, x.shape[1]).double() + 0.5) * _TO_UNIT
+    return (uniform * (1.0 + e) < torch.where(x >= 0, torch.ones_like(e), e)).to(logits.dtype)
+
+
+def _categorical_torch(logits: Tensor, keys: ChainKeys, sweep: Tensor, stream: int) -> Tensor:
+    x = torch.where(torch.isnan(logits), -torch.inf, logits.double())
+    weights = torch.round(exp_minus_abs(x.amax(1, keepdim=True) - x) * _WEIGHT_UNITS)
+    cumulative = weights.cumsum(1)
+    uniform = (_bits_torch(keys, sweep, stream, 1).double() + 0.5) * _TO_UNIT
+    beyond = cumulative > uniform * cumulative[:, -1:]
+    return (beyond & (cumulative - weights <= uniform * cumulative[:, -1:])).double()
+
+
+def _normals_torch(keys: ChainKeys, sweep: Tensor, stream: int, units: int) -> Tensor:
+    return _normal_quantile((_bits_torch(keys, sweep, stream, units).double() + 0.5) * _TO_UNIT)
+
+
+def _normal_quantile(u: Tensor) -> Tensor:
+    q = u - 0.5
+    r = 0.180625 - q * q
+    near = q * _horner(r, _PPND_A) / _horner(r, _PPND_B)
+    x = -_log_torch(torch.minimum(u, 1.0 - u))
+    root = x * _HERON[0] + _HERON[1]
+    for _ in range(4):
+        root = (root + x / root) * 0.5
+    r = root - 1.6
+    far = _horner(r, _PPND_C) / _horner(r, _PPND_D)
+    return torch.where(q.abs() <= 0.425, near, torch.where(q < 0, -far, far))
+
+
+def _log_torch(x: Tensor) -> Tensor:
+    bits = x.view(torch.int64) + _LOG_OFFSET
+    k = ((bits >> 52) - 1023).double()
+    f = ((bits & _LOG_MANTISSA) + _SQRT_HALF).view(torch.float64) - 1.0
+    half_square = 0.5 * f * f
+    s = f / (2.0 + f)
+    z = s * s
+    rest = z * _horner(z, _LOG)
+    return s * (half_square + rest) + k * _LN2_LO - half_square + f + k * _LN2_HI
+
+
+def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """The polynomial with these coefficients, the highest power's first, each operation rounded on its own."""
+    y = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        y = y * x
+        y = y + coefficient
+    return y
+
+
+def _last_word(keys: ChainKeys, stream: int) -> Tensor:
+    if keys.replica is None:
+        return torch.full_like(keys.seed, stream)
+    return (stream + (keys.replica << 16)) & _MASK
 
 
 def _bits_torch(keys: ChainKeys, sweep: Tensor, stream: int, units: int) -> Tensor:
@@ -119,7 +290,7 @@ def _bits_torch(keys: ChainKeys, sweep: Tensor, stream: int, units: int) -> Tens
     c0 = torch.arange(groups, device=keys.seed.device).expand(n, groups)
     c1 = (sweep & _MASK)[:, None].expand(n, groups)
     c2 = (keys.chain & _MASK)[:, None].expand(n, groups)
-    c3 = torch.full_like(c0, stream)
+    c3 = _last_word(keys, stream)[:, None].expand(n, groups)
     k0 = (keys.seed & _MASK)[:, None]
     k1 = ((keys.seed >> 32) & _MASK)[:, None]
     for _ in range(_ROUNDS):
@@ -135,6 +306,37 @@ def _bits_torch(keys: ChainKeys, sweep: Tensor, stream: int, units: int) -> Tens
     return torch.stack((c0, c1, c2, c3), dim=-1).reshape(n, 4 * groups)[:, :units]
 
 
+# --- the same, compiled ---
+
+
+def _run(kernel: Any, keys: ChainKeys, sweep: Tensor, stream: int, *blocks: Tensor) -> None:
+    """Call `kernel` with the keys' columns and `blocks`, the last of which it fills, on parts of the rows.
+
+    Rows are split over a pool of our own and not over numba's threads, which abort the process where two Python
+    threads start them at once.
+    """
+    columns = (keys.seed, keys.chain, sweep, _last_word(keys, stream))
+    arrays = [tensor.contiguous().numpy() for tensor in (*columns, *blocks)]
+    parts = min(torch.get_num_threads(), blocks[-1].numel() // _GRAIN, len(keys))
+    if parts < 2:
+        kernel(*arrays)
+        return
+    cuts = [len(keys) * part // parts for part in range(parts + 1)]
+    others = [_pool().submit(kernel, *(a[i:j] for a in arrays)) for i, j in itertools.pairwise(cuts[1:])]
+    kernel(*(a[: cuts[1]] for a in arrays))
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="models-rng")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def _jit(function: Any) -> Any:
     # No fastmath: contraction or reassociation would change bits. The kernels below are `no_type_check`: a checker of
     # shapes that wraps functions, as the tests install, would hand numba its wrapper.
@@ -144,16 +346,16 @@ def _jit(function: Any) -> Any:
 @_jit
 @no_type_check
 def _row_bits(
-    seed: Any, chain: Any, sweep: Any, stream: Any, lanes: Any, words: Any
+    seed: Any, chain: Any, sweep: Any, last: Any, lanes: Any, words: Any
 ) -> None:  # pragma: no cover - compiled
     # The four words of a group go to four rows first: with contiguous stores the loop over groups is vectorised.
     mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     m0, m1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
     w0, w1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
     key0, key1 = np.uint64(seed) & mask, (np.uint64(seed) >> shift) & mask
-    sweep_word, chain_word, stream_word = np.uint64(sweep) & mask, np.uint64(chain) & mask, np.uint64(stream)
+    sweep_word, chain_word, last_word = np.uint64(sweep) & mask, np.uint64(chain) & mask, np.uint64(last)
     for group in range(lanes.shape[1]):
-        c0, c1, c2, c3 = np.uint64(group), sweep_word, chain_word, stream_word
+        c0, c1, c2, c3 = np.uint64(group), sweep_word, chain_word, last_word
         k0, k1 = key0, key1
         for _ in range(10):
             p0 = c0 * m0
@@ -175,49 +377,172 @@ def _row_bits(
 
 @_jit
 @no_type_check
-def _bits_kernel(seeds: Any, chains: Any, sweeps: Any, stream: int, out: Any) -> None:  # pragma: no cover - compiled
+def _bits_kernel(seeds: Any, chains: Any, sweeps: Any, lasts: Any, out: Any) -> None:  # pragma: no cover - compiled
     rows, units = out.shape
     lanes = np.empty((4, (units + 3) // 4), np.uint32)
     words = np.empty(4 * lanes.shape[1], np.uint32)
     for row in range(rows):
-        _row_bits(seeds[row], chains[row], sweeps[row], stream, lanes, words)
+        _row_bits(seeds[row], chains[row], sweeps[row], lasts[row], lanes, words)
         for unit in range(units):
             out[row, unit] = np.int64(words[unit])
 
 
 @_jit
 @no_type_check
+def _exact_states(logits: Any, words: Any, out: Any) -> None:  # pragma: no cover - compiled
+    t = _TAYLOR
+    for unit in range(out.shape[0]):
+        x = np.float64(logits[unit])
+        # Written so that NaN saturates too: the table of powers is indexed by it, unchecked.
+        a = abs(x) if abs(x) < _SATURATION else _SATURATION
+        k = np.rint(a * _LOG2E)
+        r = -((a - k * _LN2_HI) - k * _LN2_LO)
+        # Unrolled by hand: an inner loop keeps the loop over units from being vectorised.
+        e = t[0] * r + t[1]
+        e = e * r + t[2]
+        e = e * r + t[3]
+        e = e * r + t[4]
+        e = e * r + t[5]
+        e = e * r + t[6]
+        e = e * r + t[7]
+        e = e * r + t[8]
+        e = e * r + t[9]
+        e = e * r + t[10]
+        e = e * r + t[11]
+        e = e * r + t[12]
+        e = e * r + t[13]
+        e = e * _POWERS[np.int64(k)]
+        uniform = (np.float64(words[unit]) + 0.5) * _TO_UNIT
+        top = 1.0 if x >= 0 else e
+        out[unit] = 1.0 if uniform * (1.0 + e) < top else 0.0
+
+
+@_jit
+@no_type_check
+def _float32_states(logits: Any, words: Any, work: Any, out: Any) -> Any:  # pragma: no cover - compiled
+    # The same inequality in float32, whose sides err by less than 1e-6 together. Returns how many units lie within
+    # ten times that of equality: theirs may be wrong.
+    x, shifted, rest = work
+    pattern = shifted.view(np.int32)
+    units = out.shape[0]
+    t = _TAYLOR32
+    for unit in range(units):
+        x[unit] = np.float32(logits[unit])
+        a = abs(x[unit]) if abs(x[unit]) < _SATURATION32 else _SATURATION32
+        # The last bits of the sum are the integer k nearest to a / ln 2.
+        shifted[unit] = a * _LOG2E32 + _SHIFT32
+        k = shifted[unit] - _SHIFT32
+        rest[unit] = k * _LN2_HI32 - a + k * _LN2_LO32
+    for unit in range(units):
+        pattern[unit] = _ONE32 - (pattern[unit] << np.int32(23))  # now `shifted` is 2^-k
+    near = np.int32(0)
+    for unit in range(units):
+        r = rest[unit]
+        e = t[0] * r + t[1]
+        e = e * r + t[2]
+        e = e * r + t[3]
+        e = e * r + t[4]
+        e = e * r + t[5]
+        e = e * r + t[6]
+        e = e * shifted[unit]
+        top = _UNIT32 if x[unit] >= _ZERO32 else e
+        excess = np.float32(words[unit]) * _TO_UNIT32 * (_UNIT32 + e) - top
+        out[unit] = 1.0 if excess < _ZERO32 else 0.0
+        near += np.int32(1) if abs(excess) < _MARGIN32 else np.int32(0)
+    return near
+
+
+@_jit
+@no_type_check
 def _bernoulli_kernel(
-    logits: Any, seeds: Any, chains: Any, sweeps: Any, stream: int, out: Any
+    seeds: Any, chains: Any, sweeps: Any, lasts: Any, logits: Any, out: Any
 ) -> None:  # pragma: no cover - compiled
     rows, units = out.shape
     lanes = np.empty((4, (units + 3) // 4), np.uint32)
     words = np.empty(4 * lanes.shape[1], np.uint32)
+    work = np.empty((3, units), np.float32)
+    for row in range(rows):
+        _row_bits(seeds[row], chains[row], sweeps[row], lasts[row], lanes, words)
+        # One row in a hundred has a unit that float32 cannot decide.
+        if _float32_states(logits[row], words, (work[0], work[1], work[2]), out[row]) > 0:
+            _exact_states(logits[row], words, out[row])
+
+
+@_jit
+@no_type_check
+def _categorical_kernel(
+    seeds: Any, chains: Any, sweeps: Any, lasts: Any, logits: Any, out: Any
+) -> None:  # pragma: no cover - compiled
+    rows, states = out.shape
+    lanes, words = np.empty((4, 1), np.uint32), np.empty(4, np.uint32)
+    weights = np.empty(states)
     t = _TAYLOR
     for row in range(rows):
-        _row_bits(seeds[row], chains[row], sweeps[row], stream, lanes, words)
-        x_row, out_row = logits[row], out[row]
-        for unit in range(units):
-            x = x_row[unit]
-            # Written so that NaN saturates too: the table of powers is indexed by it, unchecked.
-            a = abs(x) if abs(x) < _SATURATION else _SATURATION
+        _row_bits(seeds[row], chains[row], sweeps[row], lasts[row], lanes, words)
+        largest = -np.inf
+        for state in range(states):
+            if logits[row, state] > largest:  # noqa: PLR1730 - which ignores NaN
+                largest = logits[row, state]
+        total = 0.0
+        for state in range(states):
+            x = largest - logits[row, state]
+            a = x if x < _SATURATION else _SATURATION
             k = np.rint(a * _LOG2E)
             r = -((a - k * _LN2_HI) - k * _LN2_LO)
-            # Unrolled by hand: an inner loop keeps the loop over units from being vectorised.
-            e = t[0] * r + t[1]
-            e = e * r + t[2]
-            e = e * r + t[3]
-            e = e * r + t[4]
-            e = e * r + t[5]
-            e = e * r + t[6]
-            e = e * r + t[7]
-            e = e * r + t[8]
-            e = e * r + t[9]
-            e = e * r + t[10]
-            e = e * r + t[11]
-            e = e * r + t[12]
-            e = e * r + t[13]
-            e = e * _POWERS[np.int64(k)]
-            uniform = (np.float64(words[unit]) + 0.5) * _TO_UNIT
-            top = 1.0 if x >= 0 else e
-            out_row[unit] = 1.0 if uniform * (1.0 + e) < top else 0.0
+            e = t[0]
+            for power in range(1, 14):
+                e = e * r + t[power]
+            weights[state] = np.rint(e * _POWERS[np.int64(k)] * _WEIGHT_UNITS)
+            total += weights[state]
+        target = (np.float64(words[0]) + 0.5) * _TO_UNIT * total
+        cumulative = 0.0
+        for state in range(states):
+            before = cumulative
+            cumulative += weights[state]
+            out[row, state] = 1.0 if before <= target and cumulative > target else 0.0
+
+
+@_jit
+@no_type_check
+def _horner8(x: Any, c: Any) -> Any:  # pragma: no cover - compiled
+    return ((((((c[0] * x + c[1]) * x + c[2]) * x + c[3]) * x + c[4]) * x + c[5]) * x + c[6]) * x + c[7]
+
+
+@_jit
+@no_type_check
+def _normals_kernel(seeds: Any, chains: Any, sweeps: Any, lasts: Any, out: Any) -> None:  # pragma: no cover - compiled
+    rows, units = out.shape
+    lanes = np.empty((4, (units + 3) // 4), np.uint32)
+    words = np.empty(4 * lanes.shape[1], np.uint32)
+    # Floats and integers that share their memory: for taking numbers apart and putting them together.
+    number = np.empty(units)
+    pattern = number.view(np.int64)
+    exponent = np.empty(units)
+    c = _LOG
+    for row in range(rows):
+        _row_bits(seeds[row], chains[row], sweeps[row], lasts[row], lanes, words)
+        for unit in range(units):
+            u = (np.float64(words[unit]) + 0.5) * _TO_UNIT
+            number[unit] = u if u < 0.5 else 1.0 - u
+        for unit in range(units):
+            bits = pattern[unit] + _LOG_OFFSET
+            exponent[unit] = np.float64((bits >> 52) - 1023)
+            pattern[unit] = (bits & _LOG_MANTISSA) + _SQRT_HALF
+        for unit in range(units):
+            f, k = number[unit] - 1.0, exponent[unit]
+            half_square = 0.5 * f * f
+            s = f / (2.0 + f)
+            z = s * s
+            rest = z * ((((((c[0] * z + c[1]) * z + c[2]) * z + c[3]) * z + c[4]) * z + c[5]) * z + c[6])
+            log = s * (half_square + rest) + k * _LN2_LO - half_square + f + k * _LN2_HI
+            q = (np.float64(words[unit]) + 0.5) * _TO_UNIT - 0.5
+            r = 0.180625 - q * q
+            near = q * _horner8(r, _PPND_A) / _horner8(r, _PPND_B)
+            root = -log * _HERON[0] + _HERON[1]
+            root = (root - log / root) * 0.5
+            root = (root - log / root) * 0.5
+            root = (root - log / root) * 0.5
+            root = (root - log / root) * 0.5
+            r = root - 1.6
+            far = _horner8(r, _PPND_C) / _horner8(r, _PPND_D)
+            out[row, unit] = near if abs(q) <= 0.425 else (-far if q < 0 else far)

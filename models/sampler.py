@@ -7,14 +7,13 @@ its sweep number.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.conditionals import Conditional
 from models.family import Clamp, EnergyModel
 from models.rng import ChainKeys
 
@@ -38,8 +37,9 @@ class ChainState:
 class SweepInfo:
     """What a sweep can tell and no next sweep needs."""
 
-    conditionals: Mapping[str, Conditional]
-    """The law that each block was drawn from."""
+    expected_visible: Callable[[], Float[Tensor, "n visible"]]
+    """Expected visibles under the law they were drawn from, clamped ones not put back: their average over sweeps
+    estimates the mean with less variance than that of the states. Where a sampler has no such law, the states."""
     acceptance_rate: Float[Tensor, " n"] | None = None
     """Share of accepted proposals; None for samplers that propose nothing."""
 
@@ -51,8 +51,12 @@ class Sampler(ABC):
 
     @classmethod
     @abstractmethod
-    def applies_to(cls, family: type[EnergyModel]) -> bool:
-        """Whether models of this family have what the sampler needs."""
+    def applies_to(cls, model: EnergyModel) -> bool:
+        """Whether the model has what the sampler needs."""
+
+    def approximate(self, model: EnergyModel, clamped: bool) -> bool:  # noqa: ARG002
+        """Whether even the stationary law is not the model's, or not its posterior where visibles are clamped."""
+        return False
 
     @abstractmethod
     def init(

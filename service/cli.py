@@ -12,6 +12,8 @@ import typer
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.core.card import Card
+    from service.core.job import SamplerSpec
     from service.runtime.library import Served
 
 app = typer.Typer()
@@ -132,6 +134,9 @@ def sample(
     thin: Annotated[int, typer.Option(min=1)] = 1,
     temperature: Annotated[float, typer.Option(min=1e-6)] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    label: Annotated[str | None, typer.Option(help="Class to sample, by name or position.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="By default the first on the card.")] = None,
+    settings: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Settings of the sampler.")] = [],  # noqa: B006
     models: ModelsOption = None,
     device: DeviceOption = None,
 ) -> None:
@@ -156,12 +161,14 @@ def sample(
                 thin=thin,
                 temperature=temperature,
                 seed=seed,
+                sampler=_sampler(served.card, sampler, settings),
+                label=None if label is None else _class(served.card, label),
                 progress=advance,
             )
         if target.suffix == ".npy":
             np.save(target, found)
         else:
-            target.write_bytes(grid(found, served.card.visible.domain))
+            target.write_bytes(grid(found, served.card.input_domain))
         typer.echo(f"{'x'.join(map(str, found.shape))} -> {target}")
 
 
@@ -182,9 +189,11 @@ def partition(
     from models.estimator import Effort
 
     with _plain_errors():
-        if method not in estimators():
-            raise ValueError(f"method {method!r}: expected one of {', '.join(sorted(estimators()))}")
         served = _open(model, _settings(models_dir=models, device=device))
+        if method not in served.card.estimators:
+            raise ValueError(
+                f"method {method!r}: on {model} these apply: {', '.join(served.card.estimators) or 'none'}"
+            )
         with _progress("annealing", "steps") as advance:
             found = estimators()[method]().estimate(
                 served.checkpoint.model, Effort(chains, temperatures, seed), advance
@@ -200,6 +209,33 @@ def config() -> None:
     settings = Settings()
     for name, field in Settings.model_fields.items():
         typer.echo(f"EBM_{name.upper()}={getattr(settings, name)}  # {field.description}")
+
+
+def _sampler(card: Card, name: str | None, settings: list[str]) -> SamplerSpec | None:
+    import json
+
+    from service.core.job import SamplerSpec
+
+    if name is None and not (settings and card.samplers):
+        return None
+    found: dict[str, Any] = {"name": name or card.samplers[0]}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or key in ("", "name"):
+            raise ValueError(f"--set {setting}: expected KEY=VALUE")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return SamplerSpec(**found)
+
+
+def _class(card: Card, label: str) -> int:
+    known = {str(name): place for name, place in card.class_positions().items()}
+    if label not in known:
+        classes = ", ".join(map(str, card.classes or [])) or "none"
+        raise ValueError(f"--label {label}: {card.name} has these classes: {classes}")
+    return known[label]
 
 
 def _open(model: str, settings: Settings) -> Served:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from training.config import Recipe
     from training.run import Result
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -24,7 +26,7 @@ _METHODS = {"ais": "AIS", "reverse_ais": "reverse AIS", "raise": "RAISE"}
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `ebm recipes`), or a TOML or YAML file.")],
-    data: Annotated[str | None, typer.Option(help="Data set: digits, mnist, or a path.")] = None,
+    data: Annotated[str | None, typer.Option(help="A data set's name or path, or the folder it lies in.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Models directory. [default: $EBM_MODELS_DIR, else ./checkpoints]")
     ] = None,
@@ -43,12 +45,14 @@ def train(
 
     from models.errors import ModelError
     from training import config, errors
+    from training.sources import located
 
     try:
         given = list(overrides or [])
         settings = config.load(recipe, given).model_dump()
         settings["name"] = name or settings["name"]
-        settings["data"]["dataset"] = data or settings["data"]["dataset"]
+        if data:
+            settings["data"]["dataset"], settings["data"]["place"] = located(data, settings["data"]["dataset"])
         chosen = config.validated(settings, recipe)
 
         from training.run import Job, run
@@ -87,31 +91,50 @@ def recipes() -> None:
     for recipe in shipped().values():
         table.add_row(
             recipe.name,
-            f"{recipe.data.dataset} ({recipe.data.binarization})",
-            f"{recipe.model.family}, {recipe.model.hidden} hidden, {recipe.fit.epochs} epochs",
-            str(recipe.objective["name"]),
+            f"{recipe.data.dataset} ({_states(recipe)})",
+            _size(recipe),
+            " + ".join(str(term["name"]) for term in recipe.objective.get("terms", [recipe.objective])),
             recipe.expected,
         )
     Console().print(table)
 
 
+def _states(recipe: Recipe) -> str:
+    two_valued = recipe.data.domain in ("binary", "spin")
+    return recipe.data.binarization if two_valued else recipe.data.domain
+
+
+def _size(recipe: Recipe) -> str:
+    layers = "-".join(map(str, recipe.model.layers))
+    parts = [recipe.model.family, f"{layers} hidden" if layers else "", "labels" if recipe.model.labels else ""]
+    return ", ".join([*filter(None, parts), f"{recipe.fit.epochs} epochs"])
+
+
 def _print_result(console: Console, result: Result, run_dir: Path) -> None:
     m = result.metrics
-    effort = f"{m['ais_chains']} chains x {m['ais_temperatures']} temperatures"
-    lines = [
-        f"checkpoint  {result.checkpoint}",
-        f"run         {run_dir} (metrics.jsonl, filters.png, samples.png, completions.png, curves.png)",
-        f"test log-likelihood, nats per example ({m['test_examples']} examples, {m['binarization']} binarization):",
+    lines = [f"checkpoint  {result.checkpoint}", f"run         {run_dir} (metrics.jsonl and pictures)"]
+    if "test_classification_error" in m:
+        error, kind = m["test_classification_error"], m["classification"]
+        lines.append(f"test classification error: {error:.2%} of {m['test_examples']} examples ({kind})")
+    kind = {"exact": "", "lower_bound": ", lower bounds", "estimate": ", importance-weighted estimates"}[
+        m["energy_kind"]
     ]
+    how = f", {m['binarization']} binarization" if m["binarization"] else ""
+    lines.append(f"test log-likelihood{kind}, nats per example ({m['test_examples']} examples{how}):")
     if "test_log_likelihood_exact" in m:
         lines.append(f"  exact        {m['test_log_likelihood_exact']:9.3f}  log Z by enumeration")
-    found = [("optimistic", "ais", effort), ("pessimistic", "reverse_ais", effort)]
-    if "test_log_likelihood_raise" in m:
-        runs = f"{m['raise_examples']} examples x {m['raise_runs']} runs x {m['raise_temperatures']} temperatures"
-        found.append(("raise", "raise", runs))
-    for key, method, effort in found:
-        value, z = m[f"test_log_likelihood_{key}"], m[f"log_partition_{method}"]
-        side, stderr = "optimistic" if key == "optimistic" else "pessimistic", m[f"log_partition_{method}_stderr"]
-        lines.append(f"  {side:<12} {value:9.3f}  {_METHODS[method]}, {effort}: log Z = {z:.3f} +- {stderr:.3f}")
+    lines += _estimates(m)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _estimates(m: dict[str, Any]) -> Iterator[str]:
+    for key, method in (("optimistic", "ais"), ("pessimistic", "reverse_ais"), ("raise", "raise")):
+        if f"test_log_likelihood_{key}" not in m:
+            continue
+        effort = f"{m['ais_chains']} chains x {m['ais_temperatures']} temperatures"
+        if key == "raise":
+            effort = f"{m['raise_examples']} examples x {m['raise_runs']} runs x {m['raise_temperatures']} temperatures"
+        side, value = "optimistic" if key == "optimistic" else "pessimistic", m[f"test_log_likelihood_{key}"]
+        z, stderr = m[f"log_partition_{method}"], m[f"log_partition_{method}_stderr"]
+        yield f"  {side:<12} {value:9.3f}  {_METHODS[method]}, {effort}: log Z = {z:.3f} +- {stderr:.3f}"

@@ -7,13 +7,14 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from models.manifest import Domain
 from training.errors import RecipeError
 
-Binarization = Literal["threshold", "stochastic", "fixed-stochastic"]
+Binarization = Literal["threshold", "stochastic", "fixed-stochastic", "fixed"]
 
 
 class _Section(BaseModel):
@@ -23,29 +24,90 @@ class _Section(BaseModel):
 class DataSettings(_Section):
     """What is learned from."""
 
-    dataset: str = Field(description="`digits`, `mnist`, or a path.")
-    binarization: Binarization = Field("threshold", description="How grey levels become 0 and 1.")
-    validation: int = Field(ge=1, description="Examples held out from training, for monitors and the reference.")
+    dataset: str = Field(description="The name of a data set (`digits`, `mnist`, `nltcs`, ...), or a path.")
+    place: str | None = Field(None, description="Folder in which that name is looked for; decides nothing else.")
+    domain: Domain = Field("binary", description="What the visible units are: 0/1, -1/+1, in [0, 1], or real.")
+    binarization: Binarization = Field(
+        "threshold", description="How grey levels become two states (binary, spin). `fixed`: the data have only two."
+    )
+    preprocessing: Literal["none", "standardise", "centre"] = Field(
+        "standardise", description="What is done to real values, with the statistics of the training part."
+    )
+    statistics: Literal["per-unit", "global"] = Field(
+        "per-unit", description="Whether each unit has a mean and standard deviation of its own, or all have one."
+    )
+    validation: int | None = Field(
+        None, ge=1, description="Examples held out from training for monitors, where the data have no such part."
+    )
     test: int | None = Field(None, ge=1, description="Examples held out for the figures, where the data come unsplit.")
+    grey: bool = Field(False, description="Make RGB images grey (luma of ITU-R BT.601).")
+    patch: int | None = Field(
+        None, ge=1, description="Learn from square patches of images, of this many pixels a side."
+    )
+    patches: int | None = Field(
+        None, ge=1, description="Patches in the training part; held-out parts in proportion. None: 10 for each image."
+    )
+    patch_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the places that patches are cut from.")
+
+    @model_validator(mode="after")
+    def _of_images(self) -> DataSettings:
+        if self.dataset == "cifar10_patches" and self.patch is None:
+            raise ValueError("cifar10_patches needs patch, the number of pixels a side")
+        if self.patches is not None and self.patch is None:
+            raise ValueError("patches needs patch, the number of pixels a side")
+        return self
 
 
 class ModelSettings(_Section):
     """What is learned."""
 
-    family: Literal["rbm"] = "rbm"
-    hidden: int = Field(ge=1, le=1_000_000, description="Hidden units.")
+    family: str = Field("rbm", description="A family of energy-based models.")
+    recognition: bool = Field(False, description="Whether a DBM has a recognition net.")
+    hidden: int | list[int] | None = Field(
+        None, description="Hidden units; of each layer, lowest first, for a family that has several."
+    )
+    labels: bool = Field(False, description="Whether there are label units, for the classes of the data.")
     weight_std: float = Field(0.01, gt=0, description="Standard deviation of the first weights.")
+    log_sigma: float = Field(0.0, description="First log standard deviation of real visibles given the hidden units.")
+
+    @property
+    def layers(self) -> list[int]:
+        """Hidden units of each layer."""
+        return [] if self.hidden is None else [self.hidden] if isinstance(self.hidden, int) else self.hidden
+
+    @field_validator("hidden")
+    @classmethod
+    def _sizes(cls, hidden: int | list[int] | None) -> int | list[int] | None:
+        sizes = hidden if isinstance(hidden, list) else [] if hidden is None else [hidden]
+        if any(not 1 <= size <= 1_000_000 for size in sizes) or hidden == []:
+            raise ValueError("from 1 to 1,000,000 units a layer")
+        return hidden
 
 
 class FitSettings(_Section):
     """Stochastic gradient ascent."""
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=0, description="0: the stage is passed over.")
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     schedule: Literal["constant", "linear"] = Field("linear", description="`linear`: down to 0 at the end.")
-    momentum: float = Field(0.0, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty on W; its gradient is -weight_decay W.")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="`adam`: Kingma & Ba 2015, with beta2 0.999.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="For `adam` its beta1, 0.9 where 0 is given.")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty on weights; its gradient is -weight_decay W.")
+    clip: float | None = Field(None, gt=0, description="Largest norm of the whole gradient; longer ones are cut.")
+    rates: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="Factors on the learning rate, by parameter; 0 holds it fixed."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Records without a better validation figure after which to stop; the best is kept."
+    )
+
+
+class StageSettings(_Section):
+    """A stage of training before or after the joint one: its own objective and fit."""
+
+    objective: dict[str, Any]
+    fit: FitSettings
 
 
 class MonitorSettings(_Section):
@@ -55,6 +117,9 @@ class MonitorSettings(_Section):
     examples: int = Field(1000, ge=1, description="Training and validation examples that are looked at.")
     ais_chains: int = Field(50, ge=2)
     ais_temperatures: int = Field(0, ge=0, description="0: no running estimate of the log-likelihood.")
+    watch: Literal["log_likelihood_validation", "pseudo_log_likelihood", "classification_error_validation"] = Field(
+        "log_likelihood_validation", description="The figure that `fit.patience` waits for to improve."
+    )
 
 
 class LikelihoodSettings(_Section):
@@ -77,8 +142,14 @@ class Recipe(_Section):
     seed: int = Field(0, ge=0, lt=2**32)
     data: DataSettings
     model: ModelSettings
-    objective: dict[str, Any] = Field(description="`name` of an objective, and its own settings.")
+    objective: dict[str, Any] = Field(
+        description="`name` of an objective, and its own settings; or `terms`, a list of such, each with its `weight`."
+    )
     fit: FitSettings
+    pretraining: StageSettings | None = Field(
+        None, description="Greedy training of each layer before (dbn, dbm); the joint fit then goes on from there."
+    )
+    finetuning: StageSettings | None = Field(None, description="A stage after the joint fit.")
     monitor: MonitorSettings = MonitorSettings()
     likelihood: LikelihoodSettings = LikelihoodSettings()
 
@@ -108,8 +179,8 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
                 "or give a .toml or .yaml file"
             )
         tree = known[recipe].model_dump()
-    # Another objective has other settings: naming one clears those of the recipe, and so comes first.
-    for text in sorted(overrides, key=lambda text: not text.startswith("objective.name=")):
+    # Another objective has other settings: naming one, or terms, clears those of the recipe, and so comes first.
+    for text in sorted(overrides, key=lambda text: not text.startswith(("objective.name=", "objective.terms="))):
         _override(tree, text)
     return validated(tree, recipe)
 
@@ -137,13 +208,12 @@ def _faults(error: ValidationError) -> Iterable[str]:
 
 
 def _keys(section: list[str]) -> list[str]:
-    fields = Recipe.model_fields
+    kind: type[BaseModel] = Recipe
     for part in section:
-        annotation = fields[part].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        fields = annotation.model_fields
-    return list(fields)
+        annotation = kind.model_fields[part].annotation  # a section, or a section or None
+        kinds = (annotation, *get_args(annotation))
+        kind = next(found for found in kinds if isinstance(found, type) and issubclass(found, BaseModel))
+    return list(kind.model_fields)
 
 
 def _override(tree: dict[str, Any], text: str) -> None:
@@ -153,12 +223,14 @@ def _override(tree: dict[str, Any], text: str) -> None:
     *sections, last = key.strip().split(".")
     branch: Any = tree
     for section in sections:
-        branch = branch.setdefault(section, {})
+        if branch.get(section) is None:
+            branch[section] = {}
+        branch = branch[section]
         if not isinstance(branch, dict):
             raise RecipeError(f"--set {text!r}: {section} is a value, not a section")
     if isinstance(branch.get(last), dict):
         raise RecipeError(f"--set {text!r}: {key} is a section; its keys: {', '.join(branch[last])}")
-    if key.strip() == "objective.name" and branch.get(last) != value.strip():
+    if key.strip() in ("objective.name", "objective.terms") and branch.get(last) != value.strip():
         branch.clear()
     branch[last] = _value(value.strip())
 

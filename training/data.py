@@ -1,142 +1,224 @@
-"""Data sets: found, checked, split and binarized. The same bits for everyone.
+"""Data sets: found, checked, split and brought into the domain of the visible units. The same bits for everyone.
 
-Images are read as grey levels in [0, 1] (divided by the largest training value) and become 0 and 1 in one of three
-named ways: `threshold` (1 where the level is above 1/2), `fixed-stochastic` (one Bernoulli(level) draw, the same for
-every run) or `stochastic` (a fresh draw each epoch; validation and test keep the one fixed draw).
+Binary and spin units: values are read as grey levels in [0, 1] (divided by the largest training value) and take two
+states in one of the ways of `data.binarization`: `threshold` (1 where the level is above 1/2), `fixed-stochastic` (one
+Bernoulli(level) draw, the same for every run) or `stochastic` (a fresh draw each epoch; validation and test keep the
+one fixed draw). Data that have only two states are taken as they are: `fixed`. Unit: the levels themselves. Real:
+(x - mean) / std, with the statistics of the training part.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 from torch import Tensor
 
-from models.rng import ChainKeys, random_bits, uniforms
+from models.manifest import Domain, Preprocessing
+from models.rng import ChainKeys, uniforms
+from training import scaling
 from training.config import Binarization, DataSettings
 from training.errors import DataError
-from training.sources import Source, find
+from training.sources import find
+from training.splits import grey, patches, shuffled, split
 
-_SPLIT_SEED = 0
+_DRAWS_SEED = 0
 _CHUNK = 4096
 # Streams of the data's own draws, apart from those of chains (0, 1).
-_TRAIN, _VALIDATION, _TEST, _SPLIT, _ORDER = 16, 17, 18, 19, 20
+_TRAIN, _VALIDATION, _TEST, _ORDER = 16, 17, 18, 20
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits of binary examples, flattened row by row."""
+    """Three splits of examples, flattened row by row: uint8 (binary), int8 (spin) or float32 (unit, real)."""
 
     name: str
     shape: tuple[int, ...]
-    binarization: Binarization
-    train: UInt8[Tensor, "n visible"]
-    validation: UInt8[Tensor, "m visible"]
-    test: UInt8[Tensor, "k visible"]
-    grey: Float[Tensor, "n visible"] | None
-    """Levels of the training examples, kept only where they are binarized afresh each epoch."""
+    binarization: Binarization | None
+    """How levels became two states; None where the units are not two-valued."""
+    train: Num[Tensor, "n visible"]
+    validation: Num[Tensor, "m visible"]
+    test: Num[Tensor, "k visible"]
+    grey: UInt8[Tensor, "n visible"] | Float[Tensor, "n visible"] | None
+    """Grey values of the training examples, kept only where they are binarized afresh each epoch."""
     train_means: Float[Tensor, " visible"]
     """Mean of each unit under what training sees, float64."""
+    domain: Domain = "binary"
+    preprocessing: Preprocessing | None = None
+    """What takes raw values to what training sees, unit and real alone; None: nothing."""
+    train_labels: Int[Tensor, " n"] | None = None
+    """Positions among the classes, int64; None where the data have no labels."""
+    validation_labels: Int[Tensor, " m"] | None = None
+    test_labels: Int[Tensor, " k"] | None = None
+    classes: list[str | int] | None = None
+    """What the labels stand for, in order."""
+    white: float = 1.0
+    """The value of `grey` that counts as 1."""
 
     @property
     def units(self) -> int:
         """D, the number of visible units."""
         return self.train.shape[1]
 
+    @cached_property
+    def train_stds(self) -> Float[Tensor, " visible"]:
+        """Standard deviation of each unit under what training sees (divided by n), float64."""
+        means = self.train_means
+        if self.domain == "binary":
+            return (means * (1 - means)).clamp(min=0).sqrt()
+        if self.domain == "spin":
+            return (1 - means.square()).clamp(min=0).sqrt()
+        squares = torch.zeros_like(means)
+        for k in range(0, len(self.train), _CHUNK):
+            squares += (self.train[k : k + _CHUNK].double() - means).square().sum(0)
+        return (squares / len(self.train)).sqrt()
+
     def to(self, device: torch.device) -> Self:
         """The same data on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("train", "validation", "test", "train_means")}
-        return replace(self, **moved, grey=None if self.grey is None else self.grey.to(device))
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: t.to(device) for name, t in held.items() if isinstance(t, Tensor)}
+        return replace(self, **moved)
 
     def order(self, epoch: int, seed: int) -> Int[Tensor, " n"]:
         """The order in which an epoch reads the training examples: a function of (seed, epoch)."""
         keys = ChainKeys.of(seed, 1, self.train.device)
-        return _shuffled(keys, epoch, _ORDER, len(self.train))
+        return shuffled(keys, epoch, _ORDER, len(self.train))
 
     def batch(self, rows: Int[Tensor, " b"], epoch: int, seed: int) -> Float[Tensor, "b visible"]:
         """These training examples as an epoch sees them, float32."""
         if self.grey is None:
-            return self.train[rows].float()
-        return _draw(self.grey[rows], rows, seed, epoch, _TRAIN).float()
+            return self.train.index_select(0, rows).float()
+        # Divided by a tensor: on a GPU, division by a number is a product with its inverse, and other bits.
+        levels = self.grey.index_select(0, rows).float() / torch.full((1,), self.white, device=self.grey.device)
+        states = _draw(levels, rows, seed, epoch, _TRAIN).float()
+        return 2 * states - 1 if self.domain == "spin" else states
+
+    def labels_of(self, rows: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """The positions of these training examples' classes.
+
+        Raises:
+            DataError: the data have no labels.
+        """
+        if self.train_labels is None:
+            raise DataError(f"{self.name} has no labels")
+        return self.train_labels[rows]
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that training reads."""
-        digest = hashlib.sha256(f"{self.shape} {self.binarization}".encode())
-        for tensor in (self.train, self.validation, self.test, self.grey):
+        how = None if self.preprocessing is None else self.preprocessing.model_dump_json()
+        digest = hashlib.sha256(
+            f"{self.shape} {self.domain} {self.binarization} {self.classes} {how} {self.white}".encode()
+        )
+        for name in ("train", "validation", "test", "grey", "train_labels", "validation_labels", "test_labels"):
+            tensor = getattr(self, name)
             if tensor is not None:
-                digest.update(tensor.cpu().numpy().tobytes())
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.cpu().numpy().data)
         return digest.hexdigest()
 
 
 def load(settings: DataSettings) -> Dataset:
-    """The data set that `settings` name, split and binarized.
+    """The data set that `settings` name: split, and in their domain.
 
     Raises:
-        DataError: it is missing, damaged, or too small for the splits asked for.
+        DataError: it is missing, damaged, too small for the splits asked for, or has no values of that domain.
     """
-    source = find(settings.dataset)
-    parts = _split(source, settings)
-    top = float(parts[0].max())
-    if top <= 0:
-        raise DataError(f"{source.name}: every training value is 0")
-    how = settings.binarization
-    levels = [torch.from_numpy(_levels(part, top)) for part in parts]
-    train, validation, test = (
-        _binarize(part, how, stream) for part, stream in zip(levels, (_TRAIN, _VALIDATION, _TEST), strict=True)
-    )
-    seen = levels[0] if how == "stochastic" else train
+    source = find(settings.dataset, settings.place)
+    name = source.name
+    parts = split(source, settings)
+    if settings.grey:
+        parts = grey(parts[0], name), grey(parts[1], name), grey(parts[2], name)
+    if settings.patch is not None:
+        parts = patches(parts, settings, name)
+    encoded = _encoded([part.examples for part in parts], settings, name)
+    labels = [None if part.labels is None else torch.from_numpy(part.labels) for part in parts]
     return Dataset(
-        name=source.name,
-        shape=parts[0].shape[1:],
-        binarization=how,
-        train=train,
-        validation=validation,
-        test=test,
-        grey=seen if how == "stochastic" else None,
-        train_means=seen.mean(0, dtype=torch.float64),
+        name=name,
+        shape=parts[0].examples.shape[1:],
+        binarization=encoded.binarization,
+        train=encoded.parts[0],
+        validation=encoded.parts[1],
+        test=encoded.parts[2],
+        grey=encoded.grey,
+        train_means=_means(encoded, settings.domain),
+        white=encoded.white,
+        domain=settings.domain,
+        preprocessing=encoded.preprocessing,
+        train_labels=labels[0],
+        validation_labels=labels[1],
+        test_labels=labels[2],
+        classes=None if labels[0] is None else source.classes,
     )
 
 
-def _levels(images: np.ndarray, top: float) -> np.ndarray:
-    """(n, D) float32 in [0, 1]; a test image may be brighter than any training image."""
-    levels = images.reshape(len(images), -1).astype(np.float32)
-    levels /= np.float32(top)
-    return np.minimum(levels, np.float32(1), out=levels)
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    parts: list[Num[Tensor, "n visible"]]
+    binarization: Binarization | None = None
+    grey: UInt8[Tensor, "n visible"] | Float[Tensor, "n visible"] | None = None
+    white: float = 1.0
+    preprocessing: Preprocessing | None = None
 
 
-def _split(source: Source, settings: DataSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Validation is the end of the training part; data that come unsplit are shuffled, always alike, and cut."""
-    train, test = source.train, source.test
-    if test is None:
-        if settings.test is None:
-            raise DataError(f"{source.name} comes unsplit: set data.test to the number of test examples")
-        keys = ChainKeys.of(_SPLIT_SEED, 1)
-        train = train[_shuffled(keys, 0, _SPLIT, len(train)).numpy()]
-        if settings.test >= len(train):
-            raise DataError(f"{source.name}: data.test = {settings.test}, but there are only {len(train)} examples")
-        train, test = train[: -settings.test], train[-settings.test :]
-    if settings.validation >= len(train):
-        raise DataError(
-            f"{source.name}: data.validation = {settings.validation}, but there are only {len(train)} training examples"
-        )
-    return train[: -settings.validation], train[-settings.validation :], test
+def _encoded(parts: Sequence[scaling.Array], settings: DataSettings, name: str) -> _Encoded:
+    match settings.domain:
+        case "unit":
+            found, how = scaling.to_unit(parts, name)
+            return _Encoded([torch.from_numpy(part) for part in found], preprocessing=how)
+        case "real":
+            found, how = scaling.to_real(parts, settings, name)
+            return _Encoded([torch.from_numpy(part) for part in found], preprocessing=how)
+        case _:
+            return _two_valued(parts, settings, name)
 
 
-def _shuffled(keys: ChainKeys, sweep: int, stream: int, n: int) -> Int[Tensor, " n"]:
-    at = torch.full((1,), sweep, dtype=torch.int64, device=keys.seed.device)
-    return torch.argsort(random_bits(keys, at, stream, n)[0], stable=True)
+def _two_valued(parts: Sequence[scaling.Array], settings: DataSettings, name: str) -> _Encoded:
+    domain, how, grey, white = settings.domain, settings.binarization, None, 1.0
+    if _only(parts, 0) or (domain == "spin" and _only(parts, -1)):
+        how = "fixed"
+        if not (parts[0] > 0).any():
+            raise DataError(f"{name}: every training value is the lower of the two")
+        states = [torch.from_numpy(scaling.flat(part) > 0).byte() for part in parts]
+    else:
+        top = scaling.check_levels(parts, name)
+        if how == "fixed":
+            raise DataError(f"{name}: data.binarization = fixed, but values are not only 0 and 1 (they reach {top:g})")
+        states = [_binarize(part, top, how, s) for part, s in zip(parts, (_TRAIN, _VALIDATION, _TEST), strict=True)]
+        if how == "stochastic" and parts[0].dtype == np.uint8:
+            grey, white = torch.from_numpy(np.ascontiguousarray(scaling.flat(parts[0]))), top
+        elif how == "stochastic":
+            grey = torch.from_numpy(scaling.levels(parts[0], top))
+    if domain == "spin":
+        states = [2 * part.char() - 1 for part in states]
+    return _Encoded(states, how, grey, white)
 
 
-def _binarize(levels: Float[Tensor, "n visible"], how: Binarization, stream: int) -> UInt8[Tensor, "n visible"]:
-    if how == "threshold":
-        return (levels > 0.5).byte()
-    rows, starts = torch.arange(len(levels)), range(0, len(levels), _CHUNK)
-    draws = [_draw(levels[k : k + _CHUNK], rows[k : k + _CHUNK], _SPLIT_SEED, 0, stream) for k in starts]
-    return torch.cat(draws)
+def _only(parts: Sequence[scaling.Array], low: int) -> bool:
+    """Whether there are no values but `low` and 1."""
+    return all(part.max() <= 1 and bool(((part == low) | (part == 1)).all()) for part in parts)
+
+
+def _means(encoded: _Encoded, domain: Domain) -> Float[Tensor, " visible"]:
+    """Mean of each unit; of grey values, the mean of the states that are drawn from them."""
+    if encoded.grey is None:
+        return torch.from_numpy(encoded.parts[0].numpy().mean(0, dtype=np.float64))
+    means = torch.from_numpy(encoded.grey.numpy().mean(0, dtype=np.float64)) / encoded.white
+    return 2 * means - 1 if domain == "spin" else means
+
+
+def _binarize(examples: scaling.Array, top: float, how: Binarization, stream: int) -> UInt8[Tensor, "n visible"]:
+    states = []
+    for k in range(0, len(examples), _CHUNK):
+        levels = torch.from_numpy(scaling.levels(examples[k : k + _CHUNK], top))
+        rows = torch.arange(k, k + len(levels))
+        states.append((levels > 0.5).byte() if how == "threshold" else _draw(levels, rows, _DRAWS_SEED, 0, stream))
+    return torch.cat(states)
 
 
 def _draw(

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from models.annealing import log_odds
-from models.families.rbm import RBM
-from models.rng import ChainKeys, uniforms
+from models.catalog import families
+from models.errors import CapabilityError, CheckpointError
+from models.family import Base, EnergyModel, HasClasses
+from models.manifest import Manifest, Visible
+from models.numerics import log_odds
+from models.rng import ChainKeys, normals
 from training.config import FitSettings, Recipe
 from training.data import Dataset
-from training.errors import DataError, DivergenceError
-from training.objective import Draws, Memory, Objective
+from training.errors import DataError, DivergenceError, RecipeError
+from training.objective import Batch, Draws, Memory, Objective, Sum
 
+DEEP = ("dbn", "dbm")
+"""Families of several hidden layers, whose manifests say how large each is."""
 _WEIGHTS = 24
-"""Stream of the first weights' draws, apart from those of chains and data."""
+"""First stream of the first weights' draws, apart from those of chains and data."""
 
 
 @dataclass
@@ -30,10 +34,47 @@ class FitState:
     parameters: dict[str, Tensor]
     velocity: dict[str, Tensor]
     memory: Memory
+    finished: list[dict[str, Tensor]] = field(default_factory=list)
+    """What the stages before this one ended with."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """The parameters with the best validation figure so far, where the recipe waits for one."""
+    watched: list[float] = field(default_factory=list)
+    """That figure at each record."""
 
-    def model(self) -> RBM:
-        """The model as it stands now, its tensors its own."""
-        return _rbm({name: tensor.clone() for name, tensor in self.parameters.items()})
+
+def manifest(recipe: Recipe, data: Dataset) -> Manifest:
+    """What a checkpoint of this recipe's model says of its structure.
+
+    Raises:
+        RecipeError: unknown family, or one without that domain, or labels that the data do not have.
+    """
+    settings = recipe.model
+    if settings.family not in families():
+        raise RecipeError(f"model.family: {settings.family!r} is unknown; expected one of {', '.join(families())}")
+    family = families()[settings.family]
+    if data.domain not in family.domains:
+        raise RecipeError(
+            f"model.family: {settings.family} has visible units that are {' or '.join(sorted(family.domains))}; "
+            f"data.domain is {data.domain}"
+        )
+    if settings.labels and not issubclass(family, HasClasses):
+        raise RecipeError(f"model.labels: {settings.family} has no label units")
+    if settings.labels and data.classes is None:
+        raise RecipeError(f"model.labels: {data.name} has no labels")
+    return Manifest(
+        name=recipe.name,
+        version=1,  # set when written
+        family=settings.family,
+        visible=Visible(shape=list(data.shape), domain=data.domain),
+        classes=data.classes if settings.labels else None,
+        config={"layers": [data.units, *settings.layers]} if settings.family in DEEP else {},
+        preprocessing=data.preprocessing,
+    )
+
+
+def model_of(of: Manifest, parameters: Mapping[str, Tensor]) -> EnergyModel:
+    """The model with these parameters, its tensors theirs."""
+    return families()[of.family].from_tensors(of, parameters)
 
 
 def steps_per_epoch(data: Dataset, settings: FitSettings) -> int:
@@ -50,17 +91,92 @@ def steps_per_epoch(data: Dataset, settings: FitSettings) -> int:
     return steps
 
 
-def begin(recipe: Recipe, data: Dataset, objective: Objective) -> FitState:
-    """W ~ N(0, weight_std^2), visible biases at the log-odds of the data's means, hidden biases 0 (Hinton 2010)."""
-    n, device = len(data.train), data.train.device
-    shape = (data.units, recipe.model.hidden)
-    parameters = {
-        "W": (_normal(recipe.seed, *shape, device) * recipe.model.weight_std).float(),
-        "b": log_odds(data.train_means * n, n).float(),
-        "c": torch.zeros(shape[1], device=device),
-    }
-    memory = objective.start(_rbm(parameters), data.train_means, recipe.seed)
-    return FitState(0, parameters, {name: torch.zeros_like(p) for name, p in parameters.items()}, memory)
+def base_of(data: Dataset) -> Base:
+    """Independent units with the training data's means: log-odds (binary), half of them (spin), means (real)."""
+    n, means = len(data.train), data.train_means
+    match data.domain:
+        case "real":
+            base = {"visible": means}
+        case "spin":
+            base = {"visible": log_odds((means + 1) / 2 * n, n) / 2}
+        case _:
+            base = {"visible": log_odds(means * n, n)}
+    if data.train_labels is not None and data.classes is not None:
+        counts = torch.bincount(data.train_labels, minlength=len(data.classes)).double()
+        base["label"] = torch.log((counts + 0.5) / n)
+    return base
+
+
+def begin(recipe: Recipe, data: Dataset, objective: Objective, first: Mapping[str, Tensor] | None = None) -> FitState:
+    """Weights ~ N(0, weight_std^2), visible and label biases those of independent units, all else 0 (Hinton 2010).
+
+    `first`: parameters that earlier stages of the run found, in place of those.
+
+    Raises:
+        RecipeError: a size is missing or is one too many, the objective is not for this model, or `fit.rates` names a
+            parameter that there is not.
+    """
+    of, base = manifest(recipe, data), base_of(data)
+    known = dict(first or {})
+    parameters = _first_parameters(recipe, of, base, data.train.device, known)
+    parameters |= {name: known[name].clone() for name in parameters if name in known}
+    model = model_of(of, parameters)
+    for term in objective.terms if isinstance(objective, Sum) else (objective,):
+        if not term.applies_to(model):
+            raise RecipeError(f"objective.name: {term.name} does not train {_in_words(of)}")
+    if unknown := sorted(set(recipe.fit.rates) - set(parameters)):
+        raise RecipeError(f"fit.rates: {of.family} has no {', '.join(unknown)}; it has {', '.join(parameters)}")
+    memory = objective.start(model, base, recipe.seed)
+    velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    if recipe.fit.optimizer == "adam":
+        velocity |= {f"{name}.square": torch.zeros_like(p) for name, p in parameters.items()}
+    return FitState(0, parameters, velocity, memory)
+
+
+def _first_parameters(
+    recipe: Recipe, of: Manifest, base: Base, device: torch.device, known: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    layers, family = recipe.model.layers, families()[of.family]
+    found = {name: tuple(t.shape) for name, t in known.items() if recipe.model.recognition or of.family != "dbm"}
+    if len(layers) == 1:
+        found["c"] = (layers[0],)
+    if recipe.model.recognition:
+        found["V1"] = (of.visible.units, layers[0])
+    try:
+        shapes = family.tensor_shapes(of, found)
+    except CheckpointError as error:
+        raise RecipeError(f"model.hidden: {error}") from error
+    if "c" in shapes and not layers:
+        raise RecipeError("model.hidden: say how many hidden units there are")
+    if "c" in shapes and len(layers) > 1:
+        raise RecipeError(f"model.hidden: {of.family} has one hidden layer; found {layers}")
+    if layers and "c" not in shapes and "b0" not in shapes:
+        raise RecipeError(f"model.hidden: {of.family} has no hidden units")
+    parameters = {}
+    for number, (name, shape) in enumerate(shapes.items()):
+        if len(shape) == 2:
+            keys, at = ChainKeys.of(recipe.seed, shape[0], device), torch.zeros(shape[0], dtype=torch.int64).to(device)
+            drawn = normals(keys, at, _WEIGHTS + number, shape[1]) * recipe.model.weight_std
+            parameters[name] = _symmetric(drawn) if name in {"R", "S"} or _couples_itself(name, shapes) else drawn
+        elif name == "log_sigma":
+            parameters[name] = torch.full(shape, recipe.model.log_sigma, device=device)
+        else:
+            bias = base["visible"] if name in {"b", "b0"} else base["label"] if name == "d" else torch.zeros(shape)
+            parameters[name] = bias.to(device)
+    return {name: tensor.float().contiguous() for name, tensor in parameters.items()}
+
+
+def _in_words(of: Manifest) -> str:
+    return f"models of family {of.family}" + (" with labels" if of.classes else " without labels")
+
+
+def _couples_itself(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return name == "W" and "c" not in shapes
+
+
+def _symmetric(drawn: Tensor) -> Tensor:
+    upper = drawn.triu(1)
+    return upper + upper.T
 
 
 def train(
@@ -78,15 +194,19 @@ def train(
     settings = recipe.fit
     in_epoch = steps_per_epoch(data, settings)
     total = in_epoch * settings.epochs
-    model = _rbm(state.parameters)  # shares the tensors that are changed in place
+    model = model_of(manifest(recipe, data), state.parameters)  # shares the tensors that are changed in place
     order, ordered = data.order(state.step // in_epoch, recipe.seed), state.step // in_epoch
-    while state.step < total:
+    while state.step < total and not out_of_patience(state, recipe):
         epoch, k = divmod(state.step, in_epoch)
         if epoch != ordered:
             order, ordered = data.order(epoch, recipe.seed), epoch
         rows = order[k * settings.batch_size : (k + 1) * settings.batch_size]
-        batch = data.batch(rows, epoch, recipe.seed)
-        gradient, state.memory = objective.gradient(model, batch, Draws(recipe.seed, state.step), state.memory)
+        labels = data.labels_of(rows) if recipe.model.labels else None
+        batch = Batch(data.batch(rows, epoch, recipe.seed), labels)
+        try:
+            gradient, state.memory = objective.gradient(model, batch, Draws(recipe.seed, state.step), state.memory)
+        except CapabilityError as error:
+            raise RecipeError(f"objective.name: {error}") from error
         _ascend(state, gradient, settings, _rate(settings, state.step, total))
         state.step += 1
         if state.step % in_epoch == 0:
@@ -94,8 +214,21 @@ def train(
         after_step(state)
 
 
-def _rbm(parameters: dict[str, Tensor]) -> RBM:
-    return RBM(parameters["W"], parameters["b"], parameters["c"])
+def watch(state: FitState, recipe: Recipe, figure: float) -> None:
+    """Note the figure that the recipe waits for; keep the parameters where it is the best so far."""
+    sign = -1.0 if recipe.monitor.watch.endswith("error_validation") else 1.0
+    if not state.watched or sign * figure > max(sign * f for f in state.watched):
+        state.best = {name: tensor.clone() for name, tensor in state.parameters.items()}
+    state.watched.append(figure)
+
+
+def out_of_patience(state: FitState, recipe: Recipe) -> bool:
+    """Whether as many records as the recipe's patience have gone by since the best one."""
+    if recipe.fit.patience is None or not state.watched:
+        return False
+    sign = -1.0 if recipe.monitor.watch.endswith("error_validation") else 1.0
+    figures = [sign * f for f in state.watched]
+    return len(figures) - 1 - figures.index(max(figures)) >= recipe.fit.patience
 
 
 def _rate(settings: FitSettings, step: int, total: int) -> float:
@@ -103,13 +236,30 @@ def _rate(settings: FitSettings, step: int, total: int) -> float:
 
 
 def _ascend(state: FitState, gradient: dict[str, Tensor], settings: FitSettings, rate: float) -> None:
-    if settings.weight_decay:
-        gradient["W"].sub_(state.parameters["W"], alpha=settings.weight_decay)
-    for name, parameter in state.parameters.items():
-        if settings.momentum:
-            parameter.add_(state.velocity[name].mul_(settings.momentum).add_(gradient[name], alpha=rate))
+    if settings.clip is not None:
+        norm = torch.sqrt(sum((g.square().sum() for g in gradient.values()), torch.zeros(())))
+        if norm > settings.clip:
+            gradient = {name: g.mul_(settings.clip / norm) for name, g in gradient.items()}
+    for name, change in gradient.items():
+        parameter, step = state.parameters[name], rate * settings.rates.get(name, 1.0)
+        if settings.weight_decay and parameter.ndim == 2:
+            change.sub_(parameter, alpha=settings.weight_decay)
+        if settings.optimizer == "adam":
+            _adam(state, name, change, settings, step)
+        elif settings.momentum:
+            parameter.add_(state.velocity[name].mul_(settings.momentum).add_(change, alpha=step))
         else:  # the same, without passing over memory twice more
-            parameter.add_(gradient[name], alpha=rate)
+            parameter.add_(change, alpha=step)
+
+
+def _adam(state: FitState, name: str, change: Tensor, settings: FitSettings, rate: float) -> None:
+    """Adam (Kingma & Ba 2015, algorithm 1), upwards."""
+    beta1, beta2, step = settings.momentum or 0.9, 0.999, state.step + 1
+    mean, square = state.velocity[name], state.velocity[f"{name}.square"]
+    mean.lerp_(change, 1 - beta1)
+    square.lerp_(change.square(), 1 - beta2)
+    spread = square.sqrt().mul_(1 / math.sqrt(1 - beta2**step)).add_(1e-8)
+    state.parameters[name].addcdiv_(mean, spread, value=rate / (1 - beta1**step))
 
 
 def _check_finite(state: FitState, settings: FitSettings) -> None:
@@ -120,10 +270,3 @@ def _check_finite(state: FitState, settings: FitSettings) -> None:
                 f"Lower fit.learning_rate (now {settings.learning_rate:g})"
                 + (f" or fit.momentum (now {settings.momentum:g})" if settings.momentum else "")
             )
-
-
-def _normal(seed: int, rows: int, columns: int, device: torch.device) -> Float[Tensor, "rows columns"]:
-    """Standard normal numbers (Box & Muller 1958), float64: row r is chain r of the seed."""
-    keys, at = ChainKeys.of(seed, rows, device), torch.zeros(rows, dtype=torch.int64, device=device)
-    radius = torch.sqrt(-2 * torch.log(uniforms(keys, at, _WEIGHTS, columns)))
-    return radius * torch.cos(2 * math.pi * uniforms(keys, at, _WEIGHTS + 1, columns))

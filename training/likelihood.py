@@ -13,56 +13,98 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from models import annealing
+from models.errors import CapabilityError
 from models.estimator import Effort, LogPartition
 from models.estimators.exact import Exact
 from models.estimators.reverse_ais import ReverseAIS
-from models.families.rbm import RBM
+from models.family import Base, EnergyModel, HasAnnealing, HasClasses, HasEnumeration
+from models.layered_family import LayeredModel
+from models.manifest import Manifest
 from models.numerics import log_mean_exp
-from models.rng import ChainKeys, random_bits
+from models.rng import ChainKeys, categorical, random_bits
 from training.config import LikelihoodSettings, MonitorSettings
 from training.data import Dataset
+from training.fit import base_of, model_of
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, work done, work in all)."""
 
-_EXACT_UNITS, _EXACT_MONITOR_UNITS = 25, 14
+_EXACT_MONITOR_UNITS = 16
 _CHUNK = 1024
 _FLIPS = 16
 # The estimates' draws are those of seeds that no recipe has: training used up the ones of its own.
 _AIS_SEED, _REVERSE_SEED = 1 << 32, 2 << 32
 # Numbers of chains and streams that no other draw of the same seed has.
-_RAISE_FIRST, _SUBSET_STREAM, _FLIP_STREAM = 1 << 24, 26, 27
+_RAISE_FIRST, _SUBSET_STREAM, _FLIP_STREAM, _LABEL_STREAM = 1 << 24, 0xFF10, 0xFF11, 0xFF12
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """What is known of a trained model."""
 
-    log_partition: LogPartition
+    log_partition: LogPartition | None
     metrics: dict[str, Any]
-    samples: Float[Tensor, "n visible"]
+    samples: Float[Tensor, "n visible"] | None
     """Where the annealed chains ended: approximate samples of the model."""
 
 
-def evaluate(model: RBM, data: Dataset, settings: LikelihoodSettings, seed: int, progress: Progress) -> Evaluation:
+def wide(of: Manifest, model: EnergyModel) -> EnergyModel:
+    """The model in float64, in which every figure is computed."""
+    return model_of(of, {name: tensor.double() for name, tensor in model.tensors().items()})
+
+
+def evaluate(
+    of: Manifest, model: EnergyModel, data: Dataset, settings: LikelihoodSettings, seed: int, progress: Progress
+) -> Evaluation:
     """log Z and the mean log-likelihood of the test examples, in nats, each figure with its side.
 
     AIS is on average too low on log Z: its log-likelihood is optimistic. Reverse AIS and RAISE are on average
-    pessimistic; reverse AIS as far as its starting samples are the model's.
+    pessimistic; reverse AIS as far as its starting samples are the model's. Where the energy is a bound or an estimate
+    (`energy_kind`), so are the likelihoods, in that direction, beside. Labels are summed out.
     """
-    test = free_energies(model, data.test)
-    base = annealing.log_odds(data.train_means * len(data.train), len(data.train))
-    samples, forward = _forward(model, base, settings, seed, progress)
-    up = LogPartition(*log_mean_exp(forward), "ais")
-    down = ReverseAIS().estimate(
-        model,
-        Effort(settings.chains, settings.temperatures, seed + _REVERSE_SEED),
-        lambda done, total: progress("reverse AIS", done, total),
-    )
+    model = wide(of, model)
+    test = energies(model, data.test)
     mean = float(test.mean())
     metrics: dict[str, Any] = {
         "binarization": data.binarization,
+        "energy_kind": model.energy_kind,
         "test_examples": len(test),
+        "test_log_likelihood_examples_stderr": float(test.std(correction=0)) / math.sqrt(len(test)),
+    }
+    if isinstance(model, HasClasses) and model.class_count and data.test_labels is not None:
+        metrics["test_classification_error"] = classification_error(model, data.test, data.test_labels)
+        metrics["classification"] = model.class_kind
+    log_partition, samples = None, None
+    if isinstance(model, HasAnnealing):
+        log_partition, samples, found = _annealed(model, data, mean, settings, seed, progress)
+        metrics |= found
+    exact = _exact(model)
+    if exact is not None:
+        log_partition = exact
+        metrics |= {"log_partition_exact": exact.value, "test_log_likelihood_exact": -mean - exact.value}
+    return Evaluation(log_partition, metrics, samples)
+
+
+def _exact(model: EnergyModel) -> LogPartition | None:
+    if not isinstance(model, HasEnumeration):
+        return None
+    try:
+        return Exact().estimate(model, Effort())
+    except CapabilityError:
+        return None
+
+
+def _annealed(
+    model: HasAnnealing, data: Dataset, mean: float, settings: LikelihoodSettings, seed: int, progress: Progress
+) -> tuple[LogPartition, Tensor | None, dict[str, Any]]:
+    base = base_rates(model, data, seed)
+    keys = ChainKeys.of(seed + _AIS_SEED, settings.chains, model.device)
+    betas = annealing.temperatures(settings.temperatures)
+    ends, forward = annealing.forward(model, base, keys, betas, lambda done, total: progress("AIS", done, total))
+    up = LogPartition(*log_mean_exp(forward), "ais")
+    effort = Effort(settings.chains, settings.temperatures, seed + _REVERSE_SEED)
+    down = ReverseAIS().estimate(model, effort, lambda done, total: progress("reverse AIS", done, total))
+    metrics: dict[str, Any] = {
         "ais_chains": settings.chains,
         "ais_temperatures": settings.temperatures,
         "log_partition_ais": up.value,
@@ -71,76 +113,119 @@ def evaluate(model: RBM, data: Dataset, settings: LikelihoodSettings, seed: int,
         "log_partition_reverse_ais_stderr": down.stderr,
         "test_log_likelihood_optimistic": -mean - up.value,
         "test_log_likelihood_pessimistic": -mean - down.value,
-        "test_log_likelihood_examples_stderr": float(test.std(correction=0)) / math.sqrt(len(test)),
     }
-    if settings.raise_examples:
+    if settings.raise_examples and set(model.kept_blocks) <= {"visible", "label"} and model.energy_kind == "exact":
         metrics |= _raise(model, data, mean, base, settings, seed, progress)
-    log_partition = up
-    if min(model.W.shape) <= _EXACT_UNITS:
-        log_partition = Exact().estimate(model, Effort())
-        metrics |= {
-            "log_partition_exact": log_partition.value,
-            "test_log_likelihood_exact": -mean - log_partition.value,
-        }
-    return Evaluation(log_partition, metrics, samples)
+    return up, ends.get("visible"), metrics
 
 
-def free_energies(model: RBM, examples: Tensor) -> Float[Tensor, " n"]:
-    """F(v) of binary examples in float64, whatever the precision of the parameters."""
-    wide = RBM(model.W.double(), model.b.double(), model.c.double())
+def base_rates(model: HasAnnealing, data: Dataset, seed: int) -> Base:
+    """The base-rate model: visibles and labels with the training data's means, other kept units with their own."""
+    base = {name: bias.to(model.device) for name, bias in base_of(data).items() if name in model.kept_blocks}
+    if set(base) != set(model.kept_blocks):
+        keys = ChainKeys.of(seed + _AIS_SEED, 100, model.device, first=2 * _RAISE_FIRST)
+        base = {**annealing.base_rates(model, keys), **base}
+    return base
+
+
+def energies(model: EnergyModel, examples: Tensor) -> Float[Tensor, " n"]:
+    """E(v) in the model's precision."""
     starts = range(0, len(examples), _CHUNK)
-    return torch.cat([wide.energy(examples[k : k + _CHUNK].double()) for k in starts])
+    return torch.cat([model.energy(examples[k : k + _CHUNK].to(model.dtype)) for k in starts])
 
 
-def monitor(model: RBM, data: Dataset, settings: MonitorSettings, seed: int, step: int) -> dict[str, float]:
-    """What a glance tells: free energies of training and validation examples, reconstruction, pseudo-likelihood.
+def classification_error(model: HasClasses, examples: Tensor, labels: Tensor) -> float:
+    """Share of the examples whose likeliest class is not theirs."""
+    wrong = 0
+    for k in range(0, len(examples), _CHUNK):
+        guessed = model.class_log_probs(examples[k : k + _CHUNK].to(model.dtype)).argmax(1)
+        wrong += int((guessed != labels[k : k + _CHUNK]).sum())
+    return wrong / len(examples)
 
-    A free-energy gap (validation minus training) that grows says overfitting. None of these is a log-likelihood but
-    the last, which is there for small models (exact) or where the recipe asks for it (AIS: optimistic).
+
+def monitor(
+    of: Manifest,
+    model: EnergyModel,
+    data: Dataset,
+    settings: MonitorSettings,
+    seed: int,
+    step: int,
+    known: LogPartition | None = None,
+) -> dict[str, float]:
+    """What a glance tells: energies of training and validation examples, pseudo-likelihood, classification error.
+
+    An energy gap (validation minus training) that grows says overfitting. None of these is a log-likelihood but the
+    last, which is there for small models (exact), where log Z is `known` to the objective, or where the recipe asks
+    for it (AIS: optimistic).
     """
-    train = free_energies(model, data.train[: settings.examples]).mean()
+    model = wide(of, model)
     held_out = data.validation[: settings.examples]
-    validation = free_energies(model, held_out).mean()
+    train = float(energies(model, data.train[: settings.examples]).mean())
+    validation = float(energies(model, held_out).mean())
     found = {
-        "free_energy_train": float(train),
-        "free_energy_validation": float(validation),
-        "free_energy_gap": float(validation - train),
-        "reconstruction_error": _reconstruction_error(model, held_out.float()),
-        "pseudo_log_likelihood": _pseudo_log_likelihood(model, held_out, seed, step),
-        "weight_rms": float(model.W.square().mean().sqrt()),
-        "weight_max": float(model.W.abs().max()),
+        "free_energy_train": train,
+        "free_energy_validation": validation,
+        "free_energy_gap": validation - train,
     }
-    if min(model.W.shape) <= _EXACT_MONITOR_UNITS:
-        found["log_likelihood_validation"] = -float(validation) - model.log_partition()
-    elif settings.ais_temperatures:
-        base = annealing.log_odds(data.train_means * len(data.train), len(data.train))
-        keys = ChainKeys.of(seed + _AIS_SEED, settings.ais_chains, model.device)
-        _, weights = annealing.forward(model, base, keys, annealing.temperatures(settings.ais_temperatures))
-        found["log_likelihood_validation"] = -float(validation) - log_mean_exp(weights)[0]
+    weights = [tensor for tensor in model.tensors().values() if tensor.ndim == 2]
+    found["weight_rms"] = math.sqrt(sum(float(w.square().sum()) for w in weights) / sum(w.numel() for w in weights))
+    found["weight_max"] = max(float(w.abs().max()) for w in weights)
+    if data.domain in ("binary", "spin") and model.energy_kind == "exact":
+        found["pseudo_log_likelihood"] = _pseudo_log_likelihood(model, held_out, data.domain, seed, step)
+    if isinstance(model, HasClasses) and model.class_count and data.validation_labels is not None:
+        labels = data.validation_labels[: settings.examples]
+        found["classification_error_validation"] = classification_error(model, held_out, labels)
+    log_partition = _glance(model, data, settings, seed, known)
+    if log_partition is not None:
+        found["log_likelihood_validation"] = -validation - log_partition
     return found
 
 
-def _forward(
-    model: RBM, base: Tensor, settings: LikelihoodSettings, seed: int, progress: Progress
-) -> tuple[Tensor, Tensor]:
-    keys = ChainKeys.of(seed + _AIS_SEED, settings.chains, model.device)
-    betas = annealing.temperatures(settings.temperatures)
-    return annealing.forward(model, base, keys, betas, lambda done, total: progress("AIS", done, total))
+def _glance(
+    model: EnergyModel, data: Dataset, settings: MonitorSettings, seed: int, known: LogPartition | None
+) -> float | None:
+    if _enumerated_units(model) <= _EXACT_MONITOR_UNITS and (exact := _exact(model)) is not None:
+        return exact.value
+    if known is not None:
+        return known.value
+    if settings.ais_temperatures and isinstance(model, HasAnnealing):
+        keys = ChainKeys.of(seed + _AIS_SEED, settings.ais_chains, model.device)
+        betas = annealing.temperatures(settings.ais_temperatures)
+        return log_mean_exp(annealing.forward(model, base_rates(model, data, seed), keys, betas)[1])[0]
+    return None
+
+
+def _enumerated_units(model: EnergyModel) -> int:
+    """How many units log Z enumerates, labels apart."""
+    if isinstance(model, LayeredModel):
+        machine = model.machine
+        sides = (True,) if machine.log_sigma is not None else (True, False)
+        return min(sum(machine.units(block) for block in machine.side(odd) if block != "label") for odd in sides)
+    return max((min(t.shape) for t in model.tensors().values() if t.ndim == 2), default=0)
 
 
 def _raise(
-    model: RBM, data: Dataset, mean: float, base: Tensor, settings: LikelihoodSettings, seed: int, progress: Progress
+    model: HasAnnealing,
+    data: Dataset,
+    mean: float,
+    base: Base,
+    settings: LikelihoodSettings,
+    seed: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     """RAISE (Burda, Grosse & Salakhutdinov 2015): log p_ann(v) ~ -F(v) - w, w of chains annealed down from v.
 
     exp(-F(v) - w) is unbiased for the probability p_ann(v) that the annealed walk up ends in v, so the log of its mean
-    is on average too low. p_ann stands for the model: the two agree as the temperatures grow in number. Drawn at random
-    are only the examples on which w is found, F is averaged over all of them: the mean is the same, without the spread
-    of F among the examples drawn.
+    is on average too low; where labels are kept too, they are drawn from p(y | v), which cancels. p_ann stands for the
+    model: the two agree as the temperatures grow in number. Drawn at random are only the examples on which w is found,
+    F is averaged over all of them: the mean is the same, without the spread of F among the examples drawn.
     """
     examples = data.test[_subset(len(data.test), settings.raise_examples, seed).to(data.test.device)]
-    start = examples.repeat_interleave(settings.raise_runs, 0).double()
-    keys = ChainKeys.of(seed + _AIS_SEED, len(start), model.device, first=_RAISE_FIRST)
+    start = {"visible": examples.repeat_interleave(settings.raise_runs, 0).double()}
+    keys = ChainKeys.of(seed + _AIS_SEED, len(start["visible"]), model.device, first=_RAISE_FIRST)
+    if "label" in model.kept_blocks and isinstance(model, HasClasses):
+        at = torch.zeros(len(keys), dtype=torch.int64, device=model.device)
+        start["label"] = categorical(model.class_log_probs(start["visible"]), keys, at, _LABEL_STREAM)
     betas = annealing.temperatures(settings.temperatures)
     weights = annealing.backward(model, base, keys, betas, start, lambda done, total: progress("RAISE", done, total))
     runs = weights.view(-1, settings.raise_runs)
@@ -162,18 +247,14 @@ def _subset(n: int, count: int, seed: int) -> Tensor:
     return torch.argsort(bits[0], stable=True)[:count]
 
 
-def _reconstruction_error(model: RBM, v: Float[Tensor, "n visible"]) -> float:
-    """Mean over units of the squared error of the mean-field reconstruction."""
-    return float((model.score(v).sigmoid() - v).square().mean())
-
-
-def _pseudo_log_likelihood(model: RBM, v: Tensor, seed: int, step: int) -> float:
+def _pseudo_log_likelihood(model: EnergyModel, examples: Tensor, domain: str, seed: int, step: int) -> float:
     """D log p(v_i | the other units), a few units i drawn for each example: unbiased for sum_i log p(v_i | v_-i)."""
-    keys = ChainKeys.of(seed, len(v), model.device)
-    at = torch.full((len(v),), step, dtype=torch.int64, device=model.device)
-    energy = free_energies(model, v)
-    total = 0.0
+    keys = ChainKeys.of(seed, len(examples), model.device)
+    at = torch.full((len(examples),), step, dtype=torch.int64, device=model.device)
+    v, total = examples.to(model.dtype), 0.0
+    energy = energies(model, v)
     for unit in (random_bits(keys, at, _FLIP_STREAM, _FLIPS) % v.shape[1]).T[..., None]:
-        flipped = v.scatter(1, unit, 1 - v.gather(1, unit))
-        total += float(logsigmoid(free_energies(model, flipped) - energy).mean())
+        here = v.gather(1, unit)
+        flipped = v.scatter(1, unit, -here if domain == "spin" else 1 - here)
+        total += float(logsigmoid(energies(model, flipped) - energy).mean())
     return v.shape[1] * total / _FLIPS

@@ -1,7 +1,8 @@
-"""The contract of an objective: an estimate of the log-likelihood's gradient, one minibatch at a time."""
+"""The contract of an objective: what a training run climbs, one minibatch at a time."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,31 +10,58 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from models import rng
 from models.discovery import discover
-from models.families.rbm import RBM
-from models.rng import ChainKeys, bernoulli
+from models.estimator import LogPartition
+from models.family import Base, EnergyModel
+from models.rng import ChainKeys
 from training.errors import RecipeError
 
 Memory = Mapping[str, Tensor]
 """What an objective keeps from step to step: chains, running means. Saved with the run."""
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A minibatch: visibles, and the positions of their classes where the model has labels."""
+
+    visible: Float[Tensor, "n visible"]
+    labels: Int[Tensor, " n"] | None = None
+
+
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of one training step: a function of (seed, step) and of nothing else."""
+    """The randomness of one training step: a function of (seed, step) and of nothing else.
+
+    A step's sweeps are numbered by the objective, from 0; states are float32.
+    """
 
     seed: int
     step: int
 
     def bernoulli(self, logits: Float[Tensor, "n units"], sweep: int, stream: int) -> Float[Tensor, "n units"]:
-        """float32 states with P(1) = sigmoid(logits); a step's sweeps are numbered by the objective, from 0."""
-        keys = ChainKeys.of(self.seed, len(logits), logits.device)
-        at = torch.full((len(logits),), sweep, dtype=torch.int64, device=logits.device)
-        return bernoulli(logits.double(), keys, at, stream).float()
+        """0 or 1 with P(1) = sigmoid(logits)."""
+        return rng.bernoulli(logits, *self._rows(logits, sweep), stream)
+
+    def normals(self, like: Float[Tensor, "n units"], sweep: int, stream: int) -> Float[Tensor, "n units"]:
+        """Standard normal numbers in the shape of `like`."""
+        return rng.normals(*self._rows(like, sweep), stream, like.shape[1]).to(like)
+
+    def categorical(self, logits: Float[Tensor, "n units"], sweep: int, stream: int) -> Float[Tensor, "n units"]:
+        """One-hot with P(k) = softmax(logits)_k."""
+        return rng.categorical(logits.double(), *self._rows(logits, sweep), stream).to(logits)
+
+    def accept(self, log_ratio: Float[Tensor, " n"], sweep: int, stream: int) -> Tensor:
+        """True with probability min(1, exp(log_ratio))."""
+        return rng.accept(log_ratio.double(), *self._rows(log_ratio, sweep), stream)
+
+    def _rows(self, like: Tensor, sweep: int) -> tuple[ChainKeys, Tensor]:
+        keys = ChainKeys.of(self.seed, len(like), like.device)
+        return keys, torch.full((len(like),), sweep, dtype=torch.int64, device=like.device)
 
 
 class Objective(BaseModel, ABC):
@@ -43,15 +71,71 @@ class Objective(BaseModel, ABC):
 
     name: ClassVar[str]
 
+    @classmethod
     @abstractmethod
-    def start(self, model: RBM, means: Float[Tensor, " visible"], seed: int) -> Memory:
-        """Memory before the first step. `means` are the training data's."""
+    def applies_to(cls, model: EnergyModel) -> bool:
+        """Whether the model has what the objective needs."""
+
+    @abstractmethod
+    def start(self, model: EnergyModel, base: Base, seed: int) -> Memory:
+        """Memory before the first step. `base` has the biases of independent units with the training data's means."""
 
     @abstractmethod
     def gradient(
-        self, model: RBM, batch: Float[Tensor, "n visible"], draws: Draws, memory: Memory
+        self, model: EnergyModel, batch: Batch, draws: Draws, memory: Memory
     ) -> tuple[dict[str, Tensor], Memory]:
-        """An estimate of the gradient of the mean log-likelihood, nats, by parameter name; and the memory after it."""
+        """An estimate of what is climbed's gradient, nats, by parameter name; and the memory after it.
+
+        Parameters that it leaves alone are absent. The tensors are the caller's to change.
+        """
+
+    def log_partition(self, model: EnergyModel, memory: Memory) -> LogPartition | None:  # noqa: ARG002
+        """log Z of the model, where the memory tells it."""
+        return None
+
+
+class Sum(Objective):
+    """A weighted sum of objectives: hybrid learning (Larochelle & Bengio 2008)."""
+
+    name: ClassVar[str] = "sum"
+
+    terms: tuple[Objective, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def applies_to(cls, model: EnergyModel) -> bool:  # noqa: ARG003
+        """Each term says so for itself."""
+        return True
+
+    def start(self, model: EnergyModel, base: Base, seed: int) -> Memory:
+        """Every term's memory, under its number."""
+        return {
+            f"{i}.{key}": tensor
+            for i, term in enumerate(self.terms)
+            for key, tensor in term.start(model, base, seed).items()
+        }
+
+    def gradient(
+        self, model: EnergyModel, batch: Batch, draws: Draws, memory: Memory
+    ) -> tuple[dict[str, Tensor], Memory]:
+        """The weighted sum of the terms' gradients."""
+        total: dict[str, Tensor] = {}
+        kept: dict[str, Tensor] = {}
+        for i, (term, weight) in enumerate(zip(self.terms, self.weights, strict=True)):
+            gradient, after = term.gradient(model, batch, draws, _own(memory, i))
+            kept |= {f"{i}.{key}": tensor for key, tensor in after.items()}
+            for name, tensor in gradient.items():
+                total[name] = tensor * weight if name not in total else total[name].add_(tensor, alpha=weight)
+        return total, kept
+
+    def log_partition(self, model: EnergyModel, memory: Memory) -> LogPartition | None:
+        """As the first term says that knows it."""
+        found = (term.log_partition(model, _own(memory, i)) for i, term in enumerate(self.terms))
+        return next((estimate for estimate in found if estimate is not None), None)
+
+
+def _own(memory: Memory, i: int) -> Memory:
+    return {key.removeprefix(f"{i}."): t for key, t in memory.items() if key.startswith(f"{i}.")}
 
 
 @cache
@@ -61,11 +145,13 @@ def objectives() -> dict[str, type[Objective]]:
 
 
 def build(settings: Mapping[str, Any]) -> Objective:
-    """The objective that a recipe's section describes.
+    """The objective that a recipe's section describes: `name` with its settings, or `terms`, each with its `weight`.
 
     Raises:
         RecipeError: unknown name, or settings that it does not have; the valid ones are named.
     """
+    if "terms" in settings:
+        return _sum(settings)
     name = settings.get("name")
     if name not in objectives():
         raise RecipeError(f"objective.name: {name!r} is unknown; expected one of {', '.join(objectives())}")
@@ -75,3 +161,18 @@ def build(settings: Mapping[str, Any]) -> Objective:
     except ValidationError as error:
         faults = "; ".join(f"objective.{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
         raise RecipeError(f"{faults}; settings of {name}: {', '.join(kind.model_fields)}") from error
+
+
+def _sum(settings: Mapping[str, Any]) -> Sum:
+    terms = settings["terms"]
+    if set(settings) != {"terms"}:
+        others = ", ".join(sorted(set(settings) - {"terms"}))
+        raise RecipeError(f"objective: {others} beside terms; each term has its own settings")
+    if not isinstance(terms, list | tuple) or not terms or not all(isinstance(term, Mapping) for term in terms):
+        raise RecipeError(f"objective.terms: expected a list of objectives, each with its name; found {terms!r}")
+    weights = [term.get("weight", 1.0) for term in terms]
+    for weight in weights:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise RecipeError(f"objective.terms: expected a number as weight; found {weight!r}")
+    inner = [build({key: value for key, value in term.items() if key != "weight"}) for term in terms]
+    return Sum(terms=tuple(inner), weights=tuple(map(float, weights)))

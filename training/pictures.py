@@ -14,9 +14,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from models.families.rbm import RBM
+from models.family import Clamp, EnergyModel, HasConditionals
 from models.rng import ChainKeys
-from models.sampler import Clamp
 from models.samplers.gibbs import Gibbs
 from training.data import Dataset
 
@@ -24,42 +23,74 @@ _KEYS_FIRST = 1 << 25
 """Numbers of the pictures' chains, which no other chain of the seed has."""
 
 
-def filters(model: RBM, shape: Sequence[int], count: int = 100) -> bytes:
-    """The weights of the `count` hidden units with the largest ones; blue negative, red positive."""
-    strongest = model.W.square().sum(0).argsort(descending=True)[:count]
-    rows = model.W[:, strongest].T
+def filters(model: EnergyModel, shape: Sequence[int], count: int = 100) -> bytes:
+    """Weights of visible units with the `count` units above that have the largest; blue negative, red positive."""
+    W = next(tensor for tensor in model.tensors().values() if tensor.ndim == 2)
+    strongest = W.square().sum(0).argsort(descending=True)[:count]
+    rows = W[:, strongest].T
     bound = float(rows.abs().quantile(0.995)) or 1.0
     return _png(
-        _grid(rows, shape, gap=np.nan), "filters: weights of hidden units", cmap="RdBu_r", low=-bound, high=bound
+        _grid(rows, shape, gap=np.nan), "filters: weights of single units", cmap="RdBu_r", low=-bound, high=bound
     )
 
 
-def samples(model: RBM, start: Float[Tensor, "n visible"], shape: Sequence[int], seed: int, sweeps: int = 100) -> bytes:
-    """Chains continued for some sweeps from annealed starts; shown are the probabilities of their last draw."""
-    keys = ChainKeys.of(seed, len(start), model.device, first=_KEYS_FIRST)
+def samples(
+    model: HasConditionals, start: Float[Tensor, "n visible"] | None, data: Dataset, seed: int, sweeps: int = 100
+) -> bytes:
+    """Chains continued for some sweeps from annealed starts (from noise where there are none), their expected state."""
+    count = 100 if start is None else len(start)
+    keys = ChainKeys.of(seed, count, model.device, first=_KEYS_FIRST)
     state = Gibbs().init(model, keys, start, None)
-    for _ in range(sweeps):
+    for _ in range(sweeps if start is not None else 10 * sweeps):
         state, info = Gibbs().step(model, state, keys)
-    return _png(_grid(info.conditionals["visible"].mean(), shape), "samples: p(v = 1 | h) of independent chains")
+    low, high = _levels(data)
+    title = "samples: expected visible units of independent chains"
+    return _png(_grid(_raw(info.expected_visible(), data), data.shape, gap=(low + high) / 2), title, low=low, high=high)
 
 
-def completions(model: RBM, data: Dataset, seed: int, count: int = 16, chains: int = 4, sweeps: int = 500) -> bytes:
+def completions(
+    model: HasConditionals, data: Dataset, seed: int, count: int = 16, chains: int = 4, sweeps: int = 500
+) -> bytes:
     """Test examples with their upper half clamped, the lower half drawn by clamped Gibbs sampling from noise."""
     whole = data.test[_spread(len(data.test), count)].double()
     known = torch.zeros(data.shape, dtype=torch.bool, device=whole.device)
-    known[: data.shape[0] // 2] = True
+    known[: max(1, data.shape[0] // 2)] = True
     mask = known.flatten().expand(len(whole) * chains, -1)
     clamp = Clamp(mask, whole.repeat_interleave(chains, 0))
     keys = ChainKeys.of(seed, len(mask), model.device, first=_KEYS_FIRST)
     state = Gibbs().init(model, keys, None, clamp)
     for _ in range(sweeps):
         state, info = Gibbs().step(model, state, keys, clamp)
-    drawn = clamp.apply(info.conditionals["visible"].mean()).view(len(whole), chains, -1)
-    half = torch.where(known.flatten(), whole, 0.5)
+    low, high = _levels(data)
+    drawn = clamp.apply(info.expected_visible()).view(len(whole), chains, -1)
+    unknown = torch.zeros_like(whole) if data.preprocessing is not None else torch.full_like(whole, (low + high) / 2)
+    half = torch.where(known.flatten(), whole, unknown)
     table = torch.cat((whole[:, None], half[:, None], drawn), 1)
     columns = torch.cat((table[: len(whole) // 2], table[len(whole) // 2 :]), 1) if len(whole) % 2 == 0 else table
     title = f"completions: original | upper half given | {chains} completions"
-    return _png(_grid(columns.flatten(0, 1), data.shape, columns=columns.shape[1]), title)
+    if not model.exact_when_clamped:
+        title += " (approximate)"
+    grid = _grid(_raw(columns.flatten(0, 1), data), data.shape, columns=columns.shape[1], gap=(low + high) / 2)
+    return _png(grid, title, low=low, high=high)
+
+
+def _raw(rows: Tensor, data: Dataset) -> Tensor:
+    """Real units in the units of the data as they came."""
+    how = data.preprocessing
+    if how is None:
+        return rows
+    if how.scale is not None:
+        return rows / how.scale
+    mean, std = (torch.as_tensor(default if t is None else t) for t, default in ((how.mean, 0.0), (how.std, 1.0)))
+    return rows.cpu() * std + mean
+
+
+def _levels(data: Dataset) -> tuple[float, float]:
+    """What is drawn black and white."""
+    if data.domain == "real":
+        shown = _raw(data.test[:1000].double(), data)
+        return float(shown.min()), float(shown.max())
+    return (-1.0, 1.0) if data.domain == "spin" else (0.0, 1.0)
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> bytes:
@@ -67,7 +98,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> bytes:
     panels = {
         "free energy (nats)": ("free_energy_train", "free_energy_validation"),
         "free-energy gap, validation - training (nats)": ("free_energy_gap",),
-        "reconstruction error (squared, per unit)": ("reconstruction_error",),
+        "classification error, validation": ("classification_error_validation",),
         "pseudo-log-likelihood, validation (nats)": ("pseudo_log_likelihood",),
         "weights": ("weight_rms", "weight_max"),
         "log-likelihood estimate, validation (nats)": ("log_likelihood_validation",),

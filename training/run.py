@@ -19,16 +19,17 @@ import torch
 from rich.console import Console
 
 from models import checkpoint
-from models.families.rbm import RBM
-from models.manifest import LogPartitionRecord, Manifest, Training, Visible, check_name
+from models.family import EnergyModel, HasConditionals
+from models.manifest import LogPartitionRecord, Manifest, Training, check_name
 from training import data, pictures, runfolder, state
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import Interrupted, RecipeError
-from training.fit import FitState, begin, steps_per_epoch, train
-from training.likelihood import Evaluation, Progress, evaluate, free_energies, monitor
-from training.objective import Objective, build
+from training.fit import FitState, manifest, model_of, steps_per_epoch, train, watch
+from training.likelihood import Evaluation, Progress, energies, evaluate, monitor, wide
+from training.objective import Objective, Sum, build
 from training.progress import Stages
+from training.stages import Stage, check, names, stage
 from training.state import Origin
 
 _REFERENCE_ENERGIES, _REFERENCE_EXAMPLES = 10_000, 256
@@ -62,6 +63,7 @@ class _Run:
     job: Job
     origin: Origin
     dataset: Dataset
+    structure: Manifest
     objective: Objective
     stages: Stages
     stop: Stop
@@ -111,16 +113,18 @@ def run(job: Job, console: Console) -> Result:
     device = _device(job.device)
     objective = build(job.recipe.objective)
     dataset = data.load(job.recipe.data).to(device)
-    steps_per_epoch(dataset, job.recipe.fit)
-    if dataset.units * job.recipe.model.hidden * job.recipe.fit.batch_size < _ONE_THREAD_PRODUCT:
+    check(job.recipe, dataset)
+    structure = manifest(job.recipe, dataset)
+    largest = dataset.units * max(job.recipe.model.layers or [dataset.units])
+    if largest * job.recipe.fit.batch_size < _ONE_THREAD_PRODUCT:
         torch.set_num_threads(1)
     origin = Origin(recipe=job.recipe, data=dataset.fingerprint(), device=device.type, threads=torch.get_num_threads())
     stop = Stop()
     with runfolder.owned(job.run_dir, job.resume, console), stop.listening(), Stages(console) as stages:
-        here = _Run(job, origin, dataset, objective, stages, stop)
+        here = _Run(job, origin, dataset, structure, objective, stages, stop)
         fitted, seconds = _fit(here, device)
-        model = fitted.model()
-        evaluation = evaluate(model, dataset, job.recipe.likelihood, job.recipe.seed, _progress(here))
+        model = model_of(structure, fitted.best or fitted.parameters)
+        evaluation = evaluate(structure, model, dataset, job.recipe.likelihood, job.recipe.seed, _progress(here))
         drawn = _pictures(here, model, evaluation)
         pictures.write(job.run_dir, drawn)
         metrics = {**evaluation.metrics, "train_examples": len(dataset.train), "train_seconds": round(seconds, 1)}
@@ -128,8 +132,8 @@ def run(job: Job, console: Console) -> Result:
             job.models_dir,
             _manifest(here, fitted, evaluation, metrics),
             model,
-            _reference(model, dataset),
-            drawn["samples"],
+            _reference(wide(structure, model), dataset),
+            drawn.get("samples"),
         )
         runfolder.finish(job.run_dir, folder, metrics)
     return Result(folder, metrics)
@@ -150,46 +154,72 @@ def _device(name: str) -> torch.device:
 
 
 def _fit(here: _Run, device: torch.device) -> tuple[FitState, float]:
-    recipe, folder = here.job.recipe, here.job.run_dir
+    recipe, folder, before = here.job.recipe, here.job.run_dir, 0.0
+    fitted: FitState | None = None
     if here.job.resume:
         saved = state.read(folder, device)
         state.check_same(saved.origin, here.origin)
         torch.set_num_threads(saved.origin.threads)
         here = replace(here, origin=saved.origin)
         fitted, before = saved.fit, saved.seconds
-        here.stages.say(f"resumed after step {fitted.step:,}")
-        runfolder.keep_records(folder, fitted.step)
-    else:
-        fitted, before = begin(recipe, here.dataset, here.objective), 0.0
-        _record(here, fitted, 0.0)
+        here.stages.say(f"resumed after step {fitted.step:,} of {names(recipe)[len(fitted.finished)]}")
+        runfolder.keep_records(folder, len(fitted.finished), fitted.step)
     began = time.monotonic() - before
-    in_epoch = steps_per_epoch(here.dataset, recipe.fit)
-    total = in_epoch * recipe.fit.epochs
+    finished = [] if fitted is None else fitted.finished
+    while True:
+        at = stage(recipe, here.dataset, finished)
+        if fitted is None:
+            fitted = at.begin()
+            fitted.finished = finished
+            _record(here, at, fitted, before)
+        _advance(here, at, fitted, began)
+        if len(finished) == len(names(recipe)) - 1:
+            return fitted, time.monotonic() - began
+        finished, fitted = [*finished, fitted.best or fitted.parameters], None
+        before = time.monotonic() - began
+
+
+def _advance(here: _Run, at: Stage, fitted: FitState, began: float) -> None:
+    """One stage from where it is to its end."""
+    folder, settings = here.job.run_dir, at.recipe.fit
+    in_epoch = steps_per_epoch(at.data, settings)
+    total = in_epoch * settings.epochs
     note = ""
 
     def after_step(fitted: FitState) -> None:
         nonlocal note
         seconds = time.monotonic() - began
         if fitted.step % in_epoch == 0:
-            if (fitted.step // in_epoch) % recipe.monitor.every == 0 or fitted.step == total:
-                note = _record(here, fitted, seconds)
+            if (fitted.step // in_epoch) % at.recipe.monitor.every == 0 or fitted.step == total:
+                note = _record(here, at, fitted, seconds)
             state.save(folder, here.origin, fitted, seconds)
         elif here.stop.requested:
             state.save(folder, here.origin, fitted, seconds)
-        here.stages.update("training", fitted.step, total, note)
+        here.stages.update(at.name, fitted.step, total, note)
         here.stop.check()
 
-    train(recipe, here.dataset, here.objective, fitted, after_step)
-    return fitted, time.monotonic() - began
+    train(at.recipe, at.data, at.objective, fitted, after_step)
 
 
-def _record(here: _Run, fitted: FitState, seconds: float) -> str:
+def _record(here: _Run, at: Stage, fitted: FitState, seconds: float) -> str:
     """One line of metrics.jsonl; returns what of it belongs beside the progress bar."""
-    recipe = here.job.recipe
-    found = monitor(fitted.model(), here.dataset, recipe.monitor, recipe.seed, fitted.step)
-    epoch = fitted.step / steps_per_epoch(here.dataset, recipe.fit)
-    runfolder.add_record(here.job.run_dir, {"step": fitted.step, "epoch": epoch, "seconds": round(seconds, 3), **found})
-    shown = {"gap": "free_energy_gap", "reconstruction": "reconstruction_error", "LL": "log_likelihood_validation"}
+    recipe, number = at.recipe, len(fitted.finished)
+    model = model_of(at.structure, fitted.parameters)
+    known = at.objective.log_partition(model, fitted.memory)
+    found = monitor(at.structure, model, at.data, recipe.monitor, recipe.seed, fitted.step, known)
+    if recipe.fit.patience is not None:
+        if recipe.monitor.watch not in found:
+            raise RecipeError(f"fit.patience: there is no {recipe.monitor.watch} to wait for; set monitor.watch")
+        watch(fitted, recipe, found[recipe.monitor.watch])
+    epoch = fitted.step / steps_per_epoch(at.data, recipe.fit)
+    line = {"stage": number, "step": fitted.step, "epoch": epoch, "seconds": round(seconds, 3), **found}
+    runfolder.add_record(here.job.run_dir, line)
+    shown = {
+        "gap": "free_energy_gap",
+        "PLL": "pseudo_log_likelihood",
+        "error": "classification_error_validation",
+        "LL": "log_likelihood_validation",
+    }
     return "  ".join(f"{short} {found[key]:.4g}" for short, key in shown.items() if key in found)
 
 
@@ -201,41 +231,55 @@ def _progress(here: _Run) -> Progress:
     return update
 
 
-def _pictures(here: _Run, model: RBM, evaluation: Evaluation) -> dict[str, bytes]:
-    seed = here.job.recipe.seed
-    return {
+def _pictures(here: _Run, model: EnergyModel, evaluation: Evaluation) -> dict[str, bytes]:
+    seed, last = here.job.recipe.seed, len(names(here.job.recipe)) - 1
+    found = {
         "filters": pictures.filters(model, here.dataset.shape),
-        "samples": pictures.samples(model, evaluation.samples[:100], here.dataset.shape, seed),
-        "completions": pictures.completions(model, here.dataset, seed),
-        "curves": pictures.curves(runfolder.records(here.job.run_dir)),
+        "curves": pictures.curves([r for r in runfolder.records(here.job.run_dir) if r["stage"] == last]),
     }
+    if isinstance(model, HasConditionals):
+        start = None if evaluation.samples is None else evaluation.samples[:100]
+        found["samples"] = pictures.samples(model, start, here.dataset, seed)
+        found["completions"] = pictures.completions(model, here.dataset, seed)
+    return found
 
 
 def _manifest(here: _Run, fitted: FitState, evaluation: Evaluation, metrics: dict[str, Any]) -> Manifest:
     recipe, estimate = here.job.recipe, evaluation.log_partition
-    settings = ", ".join(f"{key} {value}" for key, value in here.objective.model_dump().items())
-    return Manifest(
-        name=recipe.name,
-        version=1,  # set when written
-        family=recipe.model.family,
-        visible=Visible(shape=list(here.dataset.shape), domain="binary"),
-        log_partition=LogPartitionRecord(value=estimate.value, stderr=estimate.stderr, method=estimate.method),
-        training=Training(
-            objective=f"{here.objective.name} ({settings})",
-            dataset=here.dataset.name,
-            steps=fitted.step,
-            epochs=recipe.fit.epochs,
-            seed=recipe.seed,
-            metrics=metrics,
-            command=here.job.command,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            library_versions={name: version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
-            recipe=json.loads(recipe.model_dump_json()),
-        ),
+    last = recipe.fit if recipe.finetuning is None else recipe.finetuning.fit
+    record = (
+        None
+        if estimate is None
+        else LogPartitionRecord(value=estimate.value, stderr=estimate.stderr, method=estimate.method)
+    )
+    return here.structure.model_copy(
+        update={
+            "log_partition": record,
+            "training": Training(
+                objective=_in_words(here.objective),
+                dataset=here.dataset.name,
+                steps=fitted.step,
+                epochs=fitted.step // steps_per_epoch(here.dataset, last),
+                seed=recipe.seed,
+                metrics=metrics,
+                command=here.job.command,
+                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                library_versions={name: version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
+                recipe=json.loads(recipe.model_dump_json()),
+            ),
+        }
     )
 
 
-def _reference(model: RBM, dataset: Dataset) -> checkpoint.Reference:
+def _in_words(objective: Objective) -> str:
+    if isinstance(objective, Sum):
+        weighted = zip(objective.weights, objective.terms, strict=True)
+        return " + ".join(f"{weight:g} {_in_words(term)}" for weight, term in weighted)
+    settings = ", ".join(f"{key} {value}" for key, value in objective.model_dump().items())
+    return f"{objective.name} ({settings})" if settings else objective.name
+
+
+def _reference(model: EnergyModel, dataset: Dataset) -> checkpoint.Reference:
     """Energies of examples that were not trained on, and a few that were, for chains that start at data."""
-    energies = free_energies(model, dataset.validation[:_REFERENCE_ENERGIES])
-    return checkpoint.Reference(energies.cpu().numpy(), dataset.train[:_REFERENCE_EXAMPLES].cpu().numpy())
+    held_out = energies(model, dataset.validation[:_REFERENCE_ENERGIES])
+    return checkpoint.Reference(held_out.cpu().numpy(), dataset.train[:_REFERENCE_EXAMPLES].cpu().numpy())

@@ -62,9 +62,9 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def keep_records(folder: Path, last_step: int) -> None:
+def keep_records(folder: Path, stage: int, last_step: int) -> None:
     """Drop the lines written after the state that the run goes on from."""
-    kept = [json.dumps(r) + "\n" for r in records(folder) if r["step"] <= last_step]
+    kept = [json.dumps(r) + "\n" for r in records(folder) if (r["stage"], r["step"]) <= (stage, last_step)]
     aside = folder / f".{METRICS}.writing"
     aside.write_text("".join(kept), encoding="utf-8")
     aside.replace(folder / METRICS)

@@ -1,193 +1,181 @@
-"""Where images come from: scikit-learn's digits, MNIST, npz and idx files. Read as data only, never unpickled."""
+"""Data sets by name, and the places where they are looked for."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
+import difflib
 import os
-import struct
-import tempfile
-import urllib.error
-import urllib.request
-import zipfile
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from training import downloads, files
 from training.errors import DataError
+from training.files import Layout, Part, Source
 
-_MNIST_MIRRORS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-)
-_TRAIN_IDX, _TEST_IDX = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
-_MNIST_SHA256 = {
-    f"{_TRAIN_IDX}.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-    f"{_TEST_IDX}.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+DENSITY = ("nltcs", "plants", "baudio", "bnetflix", "mushrooms", "dna", "nips")
+"""Binary density estimation (Lowd & Davis 2010; Van Haaren & Davis 2012): plain vectors, with their standard parts."""
+_FASHION = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A data set with a name of its own, and where in a place it may lie besides where any data set may."""
+
+    paths: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    fits: Callable[[Path], bool] = files.holds_idx
+    """Whether a folder holds files of the right kind."""
+    layout: Layout = field(default_factory=Layout)
+
+
+_KNOWN = {
+    "digits": _Known(),
+    "mnist": _Known(folders=("mnist", "MNIST/raw", ".")),
+    "fashion_mnist": _Known(folders=("fashion_mnist", "FashionMNIST/raw", "."), layout=Layout(classes=_FASHION)),
+    "binarized_mnist": _Known(layout=Layout(packed=784, shape=(28, 28))),
+    "caltech101_silhouettes": _Known(
+        paths=("caltech101_silhouettes/caltech101_silhouettes_28.npz", "caltech101_silhouettes_28.npz"),
+        layout=Layout(packed=784, shape=(28, 28)),
+    ),
+    "frey_faces": _Known(layout=Layout(frames=True)),
+    "olivetti_faces": _Known(),
+    "cifar10_patches": _Known(
+        paths=(
+            "cifar10_subset/cifar10_first4000_lossless.npz",
+            "cifar10_first4000_lossless.npz",
+            "cifar10_subset/cifar10_jpeg_8k_1600.npz",
+            "cifar10_jpeg_8k_1600.npz",
+        ),
+        folders=("cifar-10-batches-bin", "."),
+        fits=files.holds_cifar,
+        layout=Layout(classes=_CIFAR10),
+    ),
+    **{name: _Known() for name in DENSITY},
 }
-_MNIST_PIXELS = "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"
-"""SHA-256 of the 60,000 x 28 x 28 training pixels, by which MNIST is known in whatever file it comes."""
-_MAX_DOWNLOAD = 64 * 2**20
-_IDX_UBYTE_IMAGES = 0x00000803
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """Images as found: (n, height, width) or any (n, ...), values >= 0. `test` is None where the data come unsplit."""
+def find(dataset: str, place: str | None = None) -> Source:
+    """The data set of that name or at that path.
 
-    name: str
-    train: np.ndarray
-    test: np.ndarray | None
-
-
-def find(dataset: str) -> Source:
-    """The data set of that name, or at that path.
-
-    `mnist` is looked for in $EBM_DATA_DIR, then in the cache ($XDG_CACHE_HOME/ebm), and else downloaded there.
+    A name is looked for in the folder `place`; without one in $EBM_DATA_DIR, then in the cache ($XDG_CACHE_HOME/ebm),
+    and `mnist` and `fashion_mnist` are else downloaded there. `digits` are always at hand.
 
     Raises:
-        DataError: unknown name, nothing usable at the path, damaged file, or no way to download.
+        DataError: nothing of that name or at that path, a damaged file, or no way to download.
     """
     if dataset == "digits":
         return _digits()
-    if dataset == "mnist":
-        return _mnist()
-    path = Path(dataset).expanduser()
-    if not path.exists():
-        raise DataError(f"no data set {dataset!r}: expected digits, mnist, or the path of a folder or file")
-    source = _at(path)
-    if source is None:
-        raise DataError(
-            f"{path} holds no data set: expected mnist/mnist.npz, mnist.npz, or {_TRAIN_IDX}[.gz] and {_TEST_IDX}[.gz]"
-        )
-    return source
+    if place is None and dataset not in _KNOWN and Path(dataset).expanduser().exists():
+        return _own(Path(dataset).expanduser())
+    places = [Path(place).expanduser()] if place is not None else _places()
+    if place is None and downloads.incomplete(dataset, places[-1] / dataset):
+        downloads.download(dataset, places[-1] / dataset)
+    for folder in places:
+        if (spot := _spot(dataset, folder)) is not None:
+            return _read(dataset, spot)
+    if place is None and dataset in downloads.SHA256:
+        folder = places[-1] / dataset
+        downloads.download(dataset, folder)
+        return _read(dataset, folder)
+    raise DataError(_missing(dataset, places, place))
+
+
+def located(given: str, dataset: str) -> tuple[str, str | None]:
+    """The data set and its place that `--data GIVEN` stands for, in a recipe that learns from `dataset`.
+
+    A known name is that data set, and so is a file. A folder is a place that holds the recipe's data set or, failing
+    that, itself a data set.
+
+    Raises:
+        DataError: it is a folder that is neither.
+    """
+    path = Path(given).expanduser()
+    if given in _KNOWN or not path.is_dir():
+        return given, None
+    if _spot(dataset, path) is not None:
+        return dataset, given
+    if _itself(path) is not None:
+        return given, None
+    if dataset == "digits":  # they need no place
+        return dataset, given
+    raise DataError(_missing(dataset, [path], given))
 
 
 def _digits() -> Source:
     from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import, and only needed here
 
-    return Source("digits", load_digits().images.astype(np.uint8), None)
+    bunch = load_digits()
+    part = Part(bunch.images.astype(np.uint8), bunch.target.astype(np.int64))
+    return Source("digits", part, classes=list(range(10)))
 
 
-def _mnist() -> Source:
-    folder = os.environ.get("EBM_DATA_DIR")
-    if folder and (source := _at(Path(folder))) is not None:
+def _places() -> list[Path]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebm"
+    own = os.environ.get("EBM_DATA_DIR")
+    return [*([Path(own).expanduser()] if own else []), cache]
+
+
+def _spots(dataset: str) -> Iterator[str]:
+    """The files that a data set may be in, as paths relative to a place."""
+    if Path(dataset).suffix:
+        yield dataset
+    yield from _KNOWN.get(dataset, _Known()).paths
+    yield from (f"{folder}{dataset}{end}" for folder in (f"{dataset}/", "density/", "") for end in files.FORMATS)
+
+
+def _spot(dataset: str, place: Path) -> Path | None:
+    for spot in _spots(dataset):
+        if (place / spot).is_file():
+            return place / spot
+    known = _KNOWN.get(dataset, _Known())
+    return next((place / folder for folder in known.folders if known.fits(place / folder)), None)
+
+
+def _read(dataset: str, path: Path) -> Source:
+    if dataset not in _KNOWN:
+        return _own(path)
+    source = files.read(path, _KNOWN[dataset].layout)
+    if dataset == "mnist":  # idx files of other data sets have the same names: MNIST is known by its pixels
         return source
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebm" / "mnist"
-    for name in _MNIST_SHA256:
-        if not (cache / name).exists():
-            download(name, cache)
-    source = _at(cache)
-    assert source is not None
-    return source
+    if source.name == "mnist":
+        raise DataError(f"{path} holds MNIST, not {dataset}")
+    return replace(source, name=dataset)
 
 
-def _at(path: Path) -> Source | None:
-    """The data set in a file or folder; None where a folder holds none."""
-    if path.is_file():
-        return _read_npz(path)
-    for folder in (path / "mnist", path):
-        if (folder / "mnist.npz").is_file():
-            return _read_npz(folder / "mnist.npz")
-        train, test = _idx_file(folder, _TRAIN_IDX), _idx_file(folder, _TEST_IDX)
-        if train and test:
-            return _source(path, read_idx(train), read_idx(test))
-        if train or test:
-            raise DataError(f"{folder} holds one of {_TRAIN_IDX} and {_TEST_IDX}, and not the other")
-    return None
+def _own(path: Path) -> Source:
+    """The data set at a path of the user's. A file of a known data set is known by its name."""
+    if path.is_dir():
+        itself = _itself(path) or _spot("mnist", path)
+        if itself is None:
+            formats = ", ".join(files.FORMATS)
+            raise DataError(f"{path} holds no data set: expected idx files of images, or one file of {formats}")
+        path = itself
+    stem = files.stem(path)
+    known = (k for n, k in _KNOWN.items() if stem in (n, *(files.stem(Path(at)) for at in (*k.paths, *k.folders))))
+    return files.read(path, next(known, _Known()).layout)
 
 
-def _idx_file(folder: Path, stem: str) -> Path | None:
-    # Both spellings are in circulation: train-images-idx3-ubyte and train-images.idx3-ubyte.
-    names = (stem, stem.replace("-idx3", ".idx3"))
-    return next((folder / f"{n}{end}" for n in names for end in (".gz", "") if (folder / f"{n}{end}").is_file()), None)
+def _itself(folder: Path) -> Path | None:
+    """What to read where a folder is itself a data set and not a place of several."""
+    if files.holds_idx(folder) or files.holds_cifar(folder):
+        return folder
+    found = sorted(path for path in folder.iterdir() if path.name.endswith(files.FORMATS) and path.is_file())
+    return found[0] if len(found) == 1 else None
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """The images of an idx3-ubyte file, gzipped or not, (n, height, width) uint8.
-
-    Raises:
-        DataError: it is no such file, or shorter or longer than its header says.
-    """
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            header = file.read(16)
-            if len(header) < 16 or struct.unpack(">I", header[:4])[0] != _IDX_UBYTE_IMAGES:
-                raise DataError(f"{path} is no idx file of images: it must start with 0x{_IDX_UBYTE_IMAGES:08x}")
-            shape = struct.unpack(">III", header[4:])
-            expected = int(np.prod(shape, dtype=np.int64))
-            content = file.read(expected + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if len(content) != expected:
-        more = "more" if len(content) > expected else f"only {len(content):,}"
-        raise DataError(f"{path}: the header says {expected:,} pixels {shape}, the file holds {more}")
-    return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-def _read_npz(path: Path) -> Source:
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name in {"x_train", "x_test", "x"}}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is no npz file of plain arrays: {error}") from error
-    if "x_train" in arrays and "x_test" in arrays:
-        return _source(path, arrays["x_train"], arrays["x_test"])
-    if "x" in arrays:
-        return _source(path, arrays["x"], None)
-    raise DataError(f"{path} has neither arrays x_train and x_test nor an array x")
-
-
-def _source(path: Path, train: np.ndarray, test: np.ndarray | None) -> Source:
-    for name, array in (("training", train), ("test", test)):
-        if array is None:
-            continue
-        if array.dtype.kind not in "buif" or array.ndim < 2 or array.size == 0:
-            raise DataError(f"{path}: {name} images must be numbers (n, ...), found {array.dtype} {array.shape}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"{path}: {name} images hold NaN or infinite values")
-        if array.min() < 0:
-            raise DataError(f"{path}: {name} images hold negative values; expected grey levels from 0 up")
-    if test is not None and test.shape[1:] != train.shape[1:]:
-        raise DataError(f"{path}: training images are {train.shape[1:]}, test images {test.shape[1:]}")
-    pixels = hashlib.sha256(train.tobytes()).hexdigest() if train.dtype == np.uint8 else ""
-    return Source("mnist" if pixels == _MNIST_PIXELS else path.stem, train, test)
-
-
-def _fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - https addresses of our own
-        return bytes(answer.read(_MAX_DOWNLOAD))
-
-
-def download(name: str, folder: Path, fetch: Callable[[str], bytes] = _fetch) -> None:
-    """Fetch one of MNIST's files into `folder`; it appears there only if its SHA-256 is right.
-
-    Raises:
-        DataError: no mirror gave the right bytes.
-    """
-    faults = []
-    for mirror in _MNIST_MIRRORS:
-        try:
-            content = fetch(mirror + name)
-        except (urllib.error.URLError, OSError) as error:
-            faults.append(f"{mirror + name}: {error}")
-            continue
-        found = hashlib.sha256(content).hexdigest()
-        if found == _MNIST_SHA256[name]:
-            _store(folder / name, content)
-            return
-        faults.append(f"{mirror + name}: SHA-256 is {found}, expected {_MNIST_SHA256[name]}")
-    raise DataError(
-        "MNIST could not be downloaded; give --data PATH or set EBM_DATA_DIR to a folder that has it. "
-        + "; ".join(faults)
-    )
-
-
-def _store(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)
+def _missing(dataset: str, places: list[Path], place: str | None) -> str:
+    where = " and ".join(map(str, places))
+    folders = (f"{folder}/" for folder in _KNOWN.get(dataset, _Known()).folders)
+    spots = ", ".join((*_spots(dataset), *folders))
+    if dataset in _KNOWN or place is not None:
+        advice = "" if place is not None else "; give --data PATH or set EBM_DATA_DIR to a folder that has it"
+        return f"no data set {dataset!r} in {where}: looked for {spots}{advice}"
+    close = difflib.get_close_matches(dataset, _KNOWN, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    else_where = "" if Path(dataset).is_absolute() else f"; nor is there any of {spots} in {where}"
+    return f"no data set {dataset!r}{hint}: expected {', '.join(_KNOWN)}, or the path of a folder or file{else_where}"

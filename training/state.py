@@ -45,9 +45,12 @@ class Saved:
 
 def save(folder: Path, origin: Origin, fit: FitState, seconds: float) -> None:
     """Write the state aside, fsync it and rename it into place."""
-    groups = {"parameters": fit.parameters, "velocity": fit.velocity, "memory": fit.memory}
+    groups = {"parameters": fit.parameters, "velocity": fit.velocity, "memory": fit.memory, "best": fit.best}
+    groups |= {f"finished-{n}": parameters for n, parameters in enumerate(fit.finished)}
     tensors = {f"{group}.{name}": t.cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()}
-    header = {"origin": origin.model_dump_json(), "progress": json.dumps({"step": fit.step, "seconds": seconds})}
+    progress = {"step": fit.step, "seconds": seconds, "watched": fit.watched, "finished": len(fit.finished)}
+    progress["order"] = list(tensors)  # the file has one of its own, and sums go through tensors in this one
+    header = {"origin": origin.model_dump_json(), "progress": json.dumps(progress)}
     aside = folder / f".{STATE}.writing"
     with aside.open("wb") as file:
         file.write(save_tensors(tensors, header))
@@ -70,11 +73,14 @@ def read(folder: Path, device: torch.device | str = "cpu") -> Saved:
             header: dict[str, Any] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         origin, progress = Origin.model_validate_json(header["origin"]), json.loads(header["progress"])
-        groups: dict[str, dict[str, torch.Tensor]] = {"parameters": {}, "velocity": {}, "memory": {}}
-        for full, tensor in tensors.items():
+        groups: dict[str, dict[str, torch.Tensor]] = {"parameters": {}, "velocity": {}, "memory": {}, "best": {}}
+        finished: list[dict[str, torch.Tensor]] = [{} for _ in range(progress["finished"])]
+        for full in progress["order"]:
             group, _, name = full.partition(".")
-            groups[group][name] = tensor
-        return Saved(origin, FitState(progress["step"], **groups), progress["seconds"])
+            kind, _, number = group.partition("-")
+            (finished[int(number)] if kind == "finished" else groups[group])[name] = tensors[full]
+        fit = FitState(progress["step"], **groups, finished=finished, watched=progress["watched"])
+        return Saved(origin, fit, progress["seconds"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, ValidationError) as error:
         raise ResumeError(f"{path} is no state of a training run: {error}") from error
 
@@ -86,7 +92,7 @@ def check_same(saved: Origin, asked: Origin) -> None:
         ResumeError: every difference, old and new.
     """
     before, now = _flat(saved.recipe.model_dump()), _flat(asked.recipe.model_dump())
-    keys = sorted({*before, *now} - {"data.dataset"})  # the data may have moved; their fingerprint tells
+    keys = sorted({*before, *now} - {"data.dataset", "data.place"})  # the data may have moved; their fingerprint tells
     changed = [f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in keys if before.get(k) != now.get(k)]
     if saved.data != asked.data:
         changed.append("the data differ")

@@ -21,9 +21,9 @@ class AIS(Estimator):
     name: ClassVar[str] = "ais"
 
     @classmethod
-    def applies_to(cls, family: type[EnergyModel]) -> bool:
-        """Families with an annealing path and block conditionals."""
-        return issubclass(family, HasAnnealing) and issubclass(family, HasConditionals)
+    def applies_to(cls, model: EnergyModel) -> bool:
+        """Models with an annealing path and block conditionals."""
+        return isinstance(model, HasAnnealing) and isinstance(model, HasConditionals)
 
     def estimate(self, model: EnergyModel, effort: Effort, progress: Progress | None = None) -> LogPartition:
         """log of the mean weight, with its standard error."""

@@ -15,9 +15,9 @@ class Exact(Estimator):
     name: ClassVar[str] = "exact"
 
     @classmethod
-    def applies_to(cls, family: type[EnergyModel]) -> bool:
-        """Families that can be enumerated."""
-        return issubclass(family, HasEnumeration)
+    def applies_to(cls, model: EnergyModel) -> bool:
+        """Models that can be enumerated."""
+        return isinstance(model, HasEnumeration)
 
     def estimate(self, model: EnergyModel, effort: Effort, progress: Progress | None = None) -> LogPartition:  # noqa: ARG002
         """log Z with standard error 0; the effort does not matter."""

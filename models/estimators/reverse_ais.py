@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,9 @@ from models.family import EnergyModel, HasAnnealing, HasConditionals
 from models.numerics import log_mean_exp
 from models.rng import ChainKeys, uniforms
 
+_RESAMPLING = 0xFF00
+"""Stream of the resampling; those of the parts count from 0."""
+
 
 class ReverseAIS(Estimator):
     """Anneals from samples of the model down to the base-rate model.
@@ -27,9 +31,9 @@ class ReverseAIS(Estimator):
     name: ClassVar[str] = "reverse_ais"
 
     @classmethod
-    def applies_to(cls, family: type[EnergyModel]) -> bool:
-        """Families with an annealing path and block conditionals."""
-        return issubclass(family, HasAnnealing) and issubclass(family, HasConditionals)
+    def applies_to(cls, model: EnergyModel) -> bool:
+        """Models with an annealing path and block conditionals."""
+        return isinstance(model, HasAnnealing) and isinstance(model, HasConditionals)
 
     def estimate(self, model: EnergyModel, effort: Effort, progress: Progress | None = None) -> LogPartition:
         """-log of the mean inverse weight, with its standard error."""
@@ -48,16 +52,15 @@ class ReverseAIS(Estimator):
 
 
 def _resample(
-    particles: Float[Tensor, "n visible"], log_weights: Float[Tensor, " n"], keys: ChainKeys
-) -> Float[Tensor, "n visible"]:
-    n = len(particles)
-    # Stream 2 belongs to nobody else: streams 0 and 1 are the units'.
-    u = uniforms(keys.rows(torch.zeros(1, dtype=torch.int64)), torch.zeros(1, dtype=torch.int64).to(keys.seed), 2, 1)[
-        0, 0
-    ]
+    particles: Mapping[str, Float[Tensor, "n _"]], log_weights: Float[Tensor, " n"], keys: ChainKeys
+) -> dict[str, Float[Tensor, "n _"]]:
+    n = len(log_weights)
+    first = torch.zeros(1, dtype=torch.int64, device=log_weights.device)
+    u = uniforms(keys.rows(first), first, _RESAMPLING, 1)[0, 0]
     edges = torch.cumsum(torch.softmax(log_weights, 0), 0)
     points = (torch.arange(n, device=edges.device, dtype=torch.float64) + u) / n
-    return particles[torch.searchsorted(edges, points).clamp(max=n - 1)]
+    chosen = torch.searchsorted(edges, points).clamp(max=n - 1)
+    return {block: states[chosen] for block, states in particles.items()}
 
 
 def _half(progress: Progress | None, part: int) -> Progress | None:

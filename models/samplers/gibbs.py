@@ -1,4 +1,4 @@
-"""Block Gibbs sampling (Geman & Geman 1984): every block in turn from its exact conditional."""
+"""Gibbs sampling (Geman & Geman 1984): every part in turn from its exact conditional."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.errors import CapabilityError
+from models import sweeping
 from models.family import Clamp, EnergyModel, HasConditionals
 from models.rng import ChainKeys
 from models.sampler import ChainState, Sampler, SweepInfo
@@ -17,17 +17,23 @@ from models.sampler import ChainState, Sampler, SweepInfo
 
 @dataclass(frozen=True)
 class Gibbs(Sampler):
-    """A sweep draws each of the model's blocks once, new values used at once. No hyper-parameters.
+    """A sweep draws each part of the model's units once, new values used at once. No hyper-parameters.
 
-    Block number i draws from stream i; the start values are those of sweep 0, the first sweep is sweep 1.
+    Two blocks in an RBM, odd and even layers in a DBM, one colour of the graph after the other (in a dense graph: one
+    unit after the other) in a Boltzmann machine, the top pair and then one pass down in a DBN. Part number i draws from
+    stream i; block number i starts from stream i of sweep 0; the first sweep is sweep 1.
     """
 
     name: ClassVar[str] = "gibbs"
 
     @classmethod
-    def applies_to(cls, family: type[EnergyModel]) -> bool:
-        """Families with block conditionals."""
-        return issubclass(family, HasConditionals)
+    def applies_to(cls, model: EnergyModel) -> bool:
+        """Models with conditionals."""
+        return isinstance(model, HasConditionals)
+
+    def approximate(self, model: EnergyModel, clamped: bool) -> bool:
+        """Where the model's sweeps are so once visibles are held."""
+        return clamped and not sweeping.sweepable(model, self.name).exact_when_clamped
 
     def init(
         self,
@@ -37,17 +43,8 @@ class Gibbs(Sampler):
         clamp: Clamp | None,
     ) -> ChainState:
         """Every block from noise; visibles from `start` where given."""
-        model = _blocked(model)
-        sweep = torch.zeros(len(keys), dtype=torch.int64, device=model.device)
-        blocks = {
-            block: model.noise(block, len(keys)).sample(keys, sweep, stream)
-            for stream, block in enumerate(model.blocks)
-        }
-        if start is not None:
-            blocks["visible"] = start.to(blocks["visible"])
-        if clamp is not None:
-            blocks["visible"] = clamp.apply(blocks["visible"])
-        return ChainState(blocks, sweep)
+        blocks = sweeping.begin(sweeping.sweepable(model, self.name), keys, start, clamp)
+        return ChainState(blocks, torch.zeros(len(keys), dtype=torch.int64, device=model.device))
 
     def step(
         self,
@@ -58,21 +55,6 @@ class Gibbs(Sampler):
         beta: Float[Tensor, " n"] | None = None,
     ) -> tuple[ChainState, SweepInfo]:
         """One sweep of every chain."""
-        model = _blocked(model)
-        sweep = state.sweep + 1
-        blocks = dict(state.blocks)
-        conditionals = {}
-        for stream, block in enumerate(model.blocks):
-            conditionals[block] = model.conditional(block, blocks, beta)
-            blocks[block] = conditionals[block].sample(keys, sweep, stream)
-            if block == "visible" and clamp is not None:
-                blocks[block] = clamp.apply(blocks[block])
-        return ChainState(blocks, sweep), SweepInfo(conditionals)
-
-
-def _blocked(model: EnergyModel) -> HasConditionals:
-    if not isinstance(model, HasConditionals):
-        raise CapabilityError(
-            f"Gibbs sampling needs block conditionals, which {model.name} has not", model.capabilities()
-        )
-    return model
+        number = state.sweep + 1
+        swept = sweeping.sweep(sweeping.sweepable(model, self.name), state.blocks, keys, number, clamp, beta)
+        return ChainState(swept.blocks, number), SweepInfo(swept.expected_visible)

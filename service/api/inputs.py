@@ -17,6 +17,7 @@ from models.domain import DESCRIPTION, inside
 from models.manifest import Domain, Visible
 from service.api.errors import Problem, invalid
 from service.core.card import Card
+from service.core.units import chain_values
 
 FILL: dict[Domain, float] = {"binary": 0.0, "spin": -1.0, "unit": 0.0, "real": 0.0}
 """What stands at an unknown unit: a value of the domain, the same whatever was sent there."""
@@ -144,6 +145,25 @@ def check_domain(array: NDArray[Any], domain: Domain, field: str, where: NDArray
     raise _refuse(field, index, f"is {value}; a {domain} model takes {DESCRIPTION[domain]}.")
 
 
+def check_chain_values(array: NDArray[Any], card: Card, field: str, where: NDArray[np.bool_] | None = None) -> None:
+    """Raises a Problem that names the first value that preprocessing brings to where the model has no states."""
+    if card.preprocessing is None:
+        return
+    domain = card.visible.domain
+    values = chain_values(np.nan_to_num(array).reshape(len(array), -1), card.preprocessing, domain)
+    good = inside(values, domain).reshape(array.shape) | (False if where is None else ~where)
+    if good.all():
+        return
+    index = np.unravel_index(int(np.argmin(good)), good.shape)
+    made = values.reshape(array.shape)[index]
+    raise _refuse(
+        field,
+        index,
+        f"is {array[index]}, which the model's preprocessing makes {made:.6g}; a unit can be held or start at what "
+        f"becomes {DESCRIPTION[domain]}.",
+    )
+
+
 def parse_inputs(value: Any, card: Card, max_rows: int, *, nulls: bool = False, field: str = "inputs") -> Inputs:
     """`inputs` as the model takes them. With `nulls`, JSON's null marks a unit as unknown, and the domain is left to be
     checked once the mask says what counts.
@@ -188,6 +208,7 @@ def clamped(
     given = np.ones(inputs.values.shape, bool) if mask is None else parse_mask(mask, card, len(inputs), mask_field)
     kept = given if inputs.known is None else given & inputs.known
     check_domain(inputs.values, card.input_domain, field, kept)
+    check_chain_values(inputs.values, card, field, kept)
     inputs.values[~kept] = FILL[card.input_domain]
     return kept
 
@@ -208,8 +229,8 @@ def parse_mask(value: Any, card: Card, rows: int, field: str = "mask") -> NDArra
     return np.broadcast_to(array.astype(bool), (rows, *card.visible.shape))
 
 
-def parse_labels(value: Any, card: Card, rows: int, field: str = "labels") -> NDArray[np.int64]:
-    """Labels as positions in the card's classes, (rows,): one for all, or one each.
+def parse_labels(value: Any, card: Card, rows: int, field: str = "labels", of: str = "inputs") -> NDArray[np.int64]:
+    """Labels as positions in the card's classes, (rows,): one for all, or one each, for as many as there are `of`.
 
     A class is named as on the card, or by its position where no class is itself a number.
 
@@ -221,11 +242,9 @@ def parse_labels(value: Any, card: Card, rows: int, field: str = "labels") -> ND
     given = value if isinstance(value, list) else [value] * rows
     if len(given) != rows:
         raise invalid(
-            ("body", *field.split(".")), f"{field} has {len(given)} entries; {rows} are expected, as there are inputs."
+            ("body", *field.split(".")), f"{field} has {len(given)} entries; {rows} are expected, as there are {of}."
         )
-    known: dict[Any, int] = {name: place for place, name in enumerate(card.classes)}
-    if not any(isinstance(name, int) for name in card.classes):
-        known |= {place: place for place in range(len(card.classes))}
+    known = card.class_positions()
     for place, label in enumerate(given):
         if isinstance(label, bool) or label not in known:
             where = (place,) if isinstance(value, list) else ()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.card import Card
-from service.core.job import JobEvent, JobRecord, JobStatus, Submission
+from service.core.job import JobEvent, JobRecord, JobStatus, SamplerSpec, Submission
 
 Array = NDArray[Any]
 
@@ -30,6 +30,14 @@ class Models(Protocol):
         Raises:
             UnknownModel: there is none of that name or version.
             NotReady: there is, but it cannot answer now.
+        """
+        ...
+
+    def check_sampler(self, card: Card, spec: SamplerSpec) -> None:
+        """Does nothing where the sampler runs on the model with these settings.
+
+        Raises:
+            InputError: it has no such setting, or not with such a value.
         """
         ...
 

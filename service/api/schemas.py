@@ -38,7 +38,9 @@ class SampleJob(_Request):
     """Draws from the model. The result is (chains, draws, *shape)."""
 
     kind: Literal["sample"]
-    chains: Count | None = Field(None, description="16, or as many as there are start values, where there are several.")
+    chains: Count | None = Field(
+        None, description="16, or as many as there are start values or labels, where there are several."
+    )
     draws: Count = Field(1, description="States that are kept of each chain.")
     burn_in: int = Field(1000, ge=0, le=_MOST, description="Sweeps before the first that counts.")
     thin: Count = Field(1, description="Sweeps from one draw to the next.")
@@ -47,7 +49,9 @@ class SampleJob(_Request):
         "noise", description="Or start values, one example or one a chain."
     )
     temperature: float = Field(1.0, gt=0)
-    label: int | str | None = Field(None, description="Class to sample, where the model has classes.")
+    label: list[int | str] | int | str | None = Field(
+        None, description="Class to sample, where the model has classes: one for all, or one a chain."
+    )
     clamp: Clamp | None = None
     stream_every: Count | None = Field(None, description="Sweeps between two `sample` events.")
 
@@ -61,7 +65,9 @@ class CompleteJob(_Request):
     samples: Count = 1
     sweeps: Count = 100
     sampler: SamplerField | None = None
-    label: int | str | None = Field(None, description="Class to complete towards, where the model has classes.")
+    label: list[int | str] | int | str | None = Field(
+        None, description="Class to complete towards, where the model has classes: one for all, or one an input."
+    )
 
 
 class LogPartitionJob(_Request):

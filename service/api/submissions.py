@@ -16,7 +16,16 @@ from pydantic import ValidationError
 
 from models.errors import CapabilityError
 from service.api.errors import Problem, from_pydantic, invalid
-from service.api.inputs import Inputs, check_domain, clamped, fit, parse_inputs, to_array
+from service.api.inputs import (
+    Inputs,
+    check_chain_values,
+    check_domain,
+    clamped,
+    fit,
+    parse_inputs,
+    parse_labels,
+    to_array,
+)
 from service.api.sampler import parse_sampler
 from service.api.schemas import JOB_KINDS, JOB_REQUEST, CompleteJob, LogPartitionJob, SampleJob
 from service.core.card import Card
@@ -78,6 +87,9 @@ def plan(request: SampleJob | CompleteJob | LogPartitionJob, card: Card, setting
             work = _complete(request, card, settings, seed)
         case LogPartitionJob():
             _check_chains(request.chains, settings, "chains")
+            if request.method not in card.estimators:
+                ways = ", ".join(card.estimators) or "none"
+                raise invalid(("body", "method"), f"method is {request.method!r}; on {card.name} these apply: {ways}.")
             spec = LogPartitionSpec(
                 method=request.method, chains=request.chains, temperatures=request.temperatures, seed=seed
             )
@@ -96,8 +108,8 @@ def _check_chains(chains: int, settings: Settings, field: str) -> None:
         )
 
 
-def _check_result(entries: int, card: Card, settings: Settings, field: str) -> None:
-    size = entries * card.visible.units * (1 if card.visible.domain in ("binary", "spin") else 4)
+def _check_result(entries: int, card: Card, clamps: bool, settings: Settings, field: str) -> None:
+    size = entries * card.visible.units * np.dtype(card.draws_dtype(clamps)).itemsize
     if size > settings.max_job_result_bytes:
         raise invalid(
             ("body", field),
@@ -105,30 +117,27 @@ def _check_result(entries: int, card: Card, settings: Settings, field: str) -> N
         )
 
 
-def _no_label(label: int | str | None, card: Card) -> None:
-    if label is not None:
-        why = "has no classes" if card.classes is None else "is not sampled by class in jobs"
-        raise invalid(("body", "label"), f"{card.name} {why}, so label means nothing here.")
-
-
 def _sample(request: SampleJob, card: Card, settings: Settings, seed: int) -> Work:
-    _no_label(request.label, card)
     given = request.init if isinstance(request.init, list) else None
     start = None if given is None else fit(to_array(given, "init"), card.visible, "init")
-    chains = request.chains or (DEFAULT_CHAINS if start is None or len(start) == 1 else len(start))
+    several = max(1 if start is None else len(start), len(request.label) if isinstance(request.label, list) else 1)
+    chains = request.chains or (several if several > 1 else DEFAULT_CHAINS)
     _check_chains(chains, settings, "chains")
-    _check_result(chains * request.draws, card, settings, "draws")
+    _check_result(chains * request.draws, card, request.clamp is not None, settings, "draws")
     if request.init == "data" and not card.init_data:
         raise invalid(("body", "init"), f'{card.name} keeps no data to start from; send "noise" or start values.')
     arrays: Arrays = {}
     if start is not None:
         check_domain(start, card.input_domain, "init")
+        check_chain_values(start, card, "init")
         arrays["init"] = _each_chain(start, chains, card, "init")
     if request.clamp is not None:
         inputs = parse_inputs(request.clamp.values, card, settings.max_job_chains, nulls=True, field="clamp.values")
         mask = clamped(card, inputs, request.clamp.mask, "clamp.values", "clamp.mask")
         arrays["clamp_value"] = _each_chain(inputs.values, chains, card, "clamp.values")
         arrays["clamp_mask"] = _each_chain(mask, chains, card, "clamp.mask")
+    if request.label is not None:
+        arrays["label"] = parse_labels(request.label, card, chains, "label", "chains")
     spec = SampleSpec(
         chains=chains,
         draws=request.draws,
@@ -153,23 +162,25 @@ def _each_chain(array: NDArray[Any], chains: int, card: Card, field: str) -> NDA
 
 
 def _complete(request: CompleteJob, card: Card, settings: Settings, seed: int) -> Work:
-    _no_label(request.label, card)
     inputs: Inputs = parse_inputs(request.inputs, card, settings.max_job_chains, nulls=True)
     mask = clamped(card, inputs, request.mask)
     rows = len(inputs)
     _check_chains(rows * request.samples, settings, "samples")
-    _check_result(rows * request.samples, card, settings, "samples")
+    _check_result(rows * request.samples, card, True, settings, "samples")
     flat = (rows, card.visible.units)
     arrays: Arrays = {
         "clamp_value": inputs.values.reshape(flat),
         "clamp_mask": np.ascontiguousarray(mask).reshape(flat),
     }
+    if request.label is not None:
+        arrays["label"] = parse_labels(request.label, card, rows, "label")
     spec = CompleteSpec(
         examples=rows,
         samples=request.samples,
         sweeps=request.sweeps,
         sampler=parse_sampler(request.sampler, card),
         seed=seed,
+        arrays=tuple(arrays),
     )
     return Work(spec, arrays, rows * request.samples, rows * request.samples * request.sweeps, "chain-sweeps")
 

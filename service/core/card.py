@@ -22,7 +22,7 @@ class Card(BaseModel):
     family: str
     visible: Visible
     classes: list[int | str] | None = Field(
-        None, description="Names of the classes, in the order of the model's outputs."
+        None, description="Names of the classes, in the order of the model's outputs; 0..K-1 where they have none."
     )
     capabilities: list[str] = Field(
         description="What the model can be asked for: the operations `energy`, `log-density`, `score`, `classify`, "
@@ -46,6 +46,13 @@ class Card(BaseModel):
     samplers: list[str] = Field(
         default_factory=list, description="Samplers that run on this model; the first is the default."
     )
+    sampler_settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Hyper-parameters of those samplers that have any: a JSON schema of each."
+    )
+    estimators: list[str] = Field(
+        default_factory=list, description="What a `log_partition` job's `method` may be on this model."
+    )
+    layers: list[str] = Field(default_factory=list, description="Hidden layers that have `features`, lowest first.")
     has_reference: bool = Field(False, description="Whether training energies are kept, for p-values.")
     init_data: bool = Field(False, description='Whether a `sample` job may start from data (`init: "data"`).')
 
@@ -53,3 +60,24 @@ class Card(BaseModel):
     def input_domain(self) -> Domain:
         """What an input may be: with preprocessing, raw values are in units of their own."""
         return self.visible.domain if self.preprocessing is None else "real"
+
+    def draws_dtype(self, clamped: bool) -> str:
+        """Of a job's stored draws: one byte for discrete units, else float32, or float64 where units are held: those
+        come back bit for bit."""
+        match self.input_domain:
+            case "binary":
+                return "uint8"
+            case "spin":
+                return "int8"
+        return "float64" if clamped else "float32"
+
+    def class_positions(self) -> dict[int | str, int]:
+        """Positions of the classes by what a client may call them.
+
+        A class is named as on the card, or by its position where no class is itself a number.
+        """
+        classes = self.classes or []
+        known = {name: place for place, name in enumerate(classes)}
+        if not any(isinstance(name, int) for name in classes):
+            known |= {place: place for place in range(len(classes))}
+        return known

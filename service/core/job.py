@@ -38,12 +38,16 @@ class SamplerSpec(BaseModel):
     name: str = "gibbs"
 
 
+ArrayName = Literal["init", "clamp_value", "clamp_mask", "label"]
+
+
 class SampleSpec(BaseModel):
     """What a `sample` job computes: everything that its bits depend on besides the model's digest.
 
     A chain makes `burn_in + draws * thin` sweeps; draw d is its state after `burn_in + (d + 1) * thin` of them.
-    Start values and clamped values lie in the job's input file, not in the record; `arrays` names those that must be
-    there: `init`, or `clamp_value` with `clamp_mask`.
+    Start values, clamped values and labels lie in the job's input file, not in the record, a row a chain and in the
+    units that they were sent in; `arrays` names those that must be there: `init`, `clamp_value` with `clamp_mask`, and
+    `label` (positions of the classes).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,11 +62,14 @@ class SampleSpec(BaseModel):
     temperature: float = Field(1.0, gt=0)
     seed: int = Field(ge=0, le=MAX_SEED)
     stream_every: int | None = Field(None, ge=1)
-    arrays: tuple[Literal["init", "clamp_value", "clamp_mask"], ...] = ()
+    arrays: tuple[ArrayName, ...] = ()
 
 
 class CompleteSpec(BaseModel):
-    """What a `complete` job computes: `samples` completions of each of `examples` partial inputs."""
+    """What a `complete` job computes: `samples` completions of each of `examples` partial inputs.
+
+    The arrays of the input file have a row an example.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -72,6 +79,7 @@ class CompleteSpec(BaseModel):
     sweeps: int = Field(100, ge=1)
     sampler: SamplerSpec = SamplerSpec()
     seed: int = Field(ge=0, le=MAX_SEED)
+    arrays: tuple[ArrayName, ...] = ("clamp_value", "clamp_mask")
 
 
 class LogPartitionSpec(BaseModel):

@@ -9,13 +9,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models.errors import CapabilityError
+from models.rng import ChainKeys
 from service.core.card import Card
 from service.core.errors import Overloaded
+from service.core.job import SamplerSpec
 from service.runtime.library import ModelLibrary
 from service.runtime.operations import OPERATIONS
+from service.runtime.samplers import make_sampler
 
 _MOST_WAITING = 256
 
@@ -40,6 +44,19 @@ class Evaluator:
             UnknownModel, NotReady: see `ModelLibrary.get`.
         """
         return self._library.get(name, version).card
+
+    def check_sampler(self, card: Card, spec: SamplerSpec) -> None:
+        """Whether the sampler runs on the model, with these settings.
+
+        Raises:
+            InputError, CapabilityError: it does not.
+        """
+        served = self._library.get(card.name, card.version)
+        sampler = make_sampler(card, spec)
+        if spec.model_extra:  # some settings fit some models only, which a first chain's start tells
+            model = served.checkpoint.model
+            with torch.inference_mode():
+                sampler.init(model, ChainKeys.of(0, 1, model.device), None, None)
 
     async def run(
         self, card: Card, operation: str, inputs: NDArray[np.floating[Any]], **fields: Any

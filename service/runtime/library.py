@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import structlog
 import torch
 
 from models import checkpoint
-from models.catalog import samplers
+from models.catalog import estimators
 from models.checkpoint import Checkpoint
+from models.domain import inside
 from models.errors import CheckpointError
-from models.family import HasConditionals
-from models.manifest import Manifest
+from models.family import EnergyModel, HasClasses, HasConditionals, HasFeatures
+from models.manifest import Manifest, Preprocessing
 from service.core.card import Card
 from service.core.errors import NotReady, UnknownModel
+from service.runtime.samplers import runnable, settings_schema
 
 _log = structlog.get_logger(__name__)
 
@@ -48,11 +49,6 @@ class Served:
 
     checkpoint: Checkpoint
     card: Card
-
-    @property
-    def dtype(self) -> type[np.generic]:
-        """Of stored draws: uint8 where the visibles are binary, else float32."""
-        return np.uint8 if self.card.visible.domain == "binary" else np.float32
 
 
 def serve_folder(folder: Path, device: torch.device) -> Served:
@@ -147,13 +143,14 @@ class ModelLibrary:
         self._stamps[key] = stamp
         try:
             loaded = checkpoint.read(folder, self._device)
+            served = Served(loaded, _card(loaded, key, self._device))
         except CheckpointError as error:
             self._served.pop(key, None)
             self._failed[key] = str(error)
             _log.error("checkpoint refused", model=key[0], version=key[1], reason=str(error))
             return
         self._failed.pop(key, None)
-        self._served[key] = Served(loaded, _card(loaded, key, self._device))
+        self._served[key] = served
         _log.info("model loaded", model=key[0], version=key[1], family=loaded.manifest.family)
 
 
@@ -163,12 +160,14 @@ def _card(loaded: Checkpoint, key: Key, device: torch.device) -> Card:
     weights = None
     if isinstance(model, HasConditionals):
         weights = {"arithmetic": "float64, sums exact", "max_rounding_error": model.rounding_error}
+    names = runnable(model)
+    schemas = {name: settings_schema(name) for name in names}
     return Card(
         name=key[0],
         version=key[1],
         family=manifest.family,
         visible=manifest.visible,
-        classes=manifest.classes,
+        classes=_classes(model, manifest),
         capabilities=list(model.capabilities()),
         energy_kind=model.energy_kind,
         log_partition=manifest.log_partition,
@@ -179,8 +178,35 @@ def _card(loaded: Checkpoint, key: Key, device: torch.device) -> Card:
         state="ready",
         loaded_at=datetime.now(UTC),
         weights=weights,
-        samplers=[name for name, sampler in samplers().items() if sampler.applies_to(type(model))],
+        samplers=names,
+        sampler_settings={name: schema for name, schema in schemas.items() if schema},
+        estimators=sorted(name for name, estimator in estimators().items() if estimator.applies_to(model)),
+        layers=list(model.layers) if isinstance(model, HasFeatures) else [],
         has_reference=loaded.reference is not None,
-        preprocessing=manifest.preprocessing,
-        init_data=loaded.reference is not None and loaded.reference.examples is not None,
+        preprocessing=_checked_preprocessing(manifest),
+        init_data=_can_start_chains(loaded),
     )
+
+
+def _classes(model: EnergyModel, manifest: Manifest) -> list[int | str] | None:
+    count = model.class_count if isinstance(model, HasClasses) else 0
+    named = manifest.classes
+    if count and named is not None and len(named) != count:
+        raise CheckpointError(f"the manifest names {len(named)} classes, but the model has {count}")
+    return (list(range(count)) if named is None else list(named)) if count else None
+
+
+def _checked_preprocessing(manifest: Manifest) -> Preprocessing | None:
+    how = manifest.preprocessing
+    for name in ("mean", "std"):
+        given = getattr(how, name, None)
+        if isinstance(given, list) and len(given) != manifest.visible.units:
+            raise CheckpointError(
+                f"preprocessing.{name} has {len(given)} numbers; expected one, or {manifest.visible.units}"
+            )
+    return how
+
+
+def _can_start_chains(loaded: Checkpoint) -> bool:
+    examples = loaded.reference.examples if loaded.reference is not None else None
+    return examples is not None and bool(inside(examples, loaded.manifest.visible.domain).all())

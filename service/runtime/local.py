@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import CapabilityError
-from models.family import HasConditionals
+from service.core.job import SamplerSpec
 from service.core.plan import Lane
 from service.core.scheduler import Scheduler
 from service.runtime.chains import ChainBatch, ChainTask
 from service.runtime.library import Served
-from service.runtime.operations import make_sampler
+from service.runtime.operations import chain_model, shown
+from service.runtime.samplers import make_sampler
 
 Array = NDArray[Any]
 
@@ -30,24 +30,26 @@ def sample(
     thin: int,
     temperature: float,
     seed: int,
+    sampler: SamplerSpec | None = None,
+    label: int | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Array:
-    """Draws (chains, draws, *shape), the bits of the job with the same fields.
+    """Draws (chains, draws, *shape), the bits of the job with the same fields. `label` is a class's position.
 
     Raises:
-        CapabilityError: the family has no conditionals to sample from.
+        CapabilityError: the model cannot be sampled, or not by this sampler.
+        InputError: the sampler has no such setting.
     """
-    model = served.checkpoint.model
-    if not isinstance(model, HasConditionals):
-        raise CapabilityError(f"family {model.name!r} cannot be sampled", model.capabilities())
+    model = chain_model(served)
     shape = (chains, draws, *served.card.visible.shape)
-    found = np.empty((chains, draws, served.card.visible.units), served.dtype)
+    found = np.empty((chains, draws, served.card.visible.units), served.card.draws_dtype(clamped=False))
 
     def keep(rows: Array, numbers: Array, visible: Array) -> None:
-        found[rows, numbers] = visible
+        found[rows, numbers] = shown(served, visible)
 
-    task = ChainTask(seed, burn_in, draws, thin, temperature, on_draw=keep)
-    scheduler, batch = Scheduler(_SLOTS, _BLOCK_SWEEPS), ChainBatch(model, make_sampler(served, None))
+    labels = None if label is None else np.array([label])
+    task = ChainTask(seed, burn_in, draws, thin, temperature, label=labels, on_draw=keep)
+    scheduler, batch = Scheduler(_SLOTS, _BLOCK_SWEEPS), ChainBatch(model, make_sampler(served.card, sampler))
     scheduler.add("", Lane(served.card.digest, ""), [(c, task.sweeps) for c in range(chains)])
     done = 0
     while (plan := scheduler.schedule()) is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.catalog import samplers
 from models.checkpoint import Reference
 from models.errors import CapabilityError, InputError
-from models.family import EnergyModel, HasConditionals, HasFeatures, HasScore
-from models.manifest import Preprocessing
-from models.sampler import Sampler
+from models.family import EnergyModel, HasClasses, HasConditionals, HasFeatures, HasScore
+from service.core import units
 from service.core.job import SamplerSpec
+from service.core.units import from_model, slope, to_model
 from service.runtime.chains import ChainBatch, ChainTask
 from service.runtime.library import Served
+from service.runtime.samplers import make_sampler
 
 Array = NDArray[Any]
 Answer = Mapping[str, Any]
@@ -27,30 +28,17 @@ CHUNK_ROWS = 4096
 COMPLETE_ROWS = 1024
 
 
-def _chunks(served: Served, inputs: Array) -> Iterator[Tensor]:
-    """Inputs as (rows, D) in the model's precision, a bounded number at a time."""
-    model, manifest = served.checkpoint.model, served.checkpoint.manifest
-    flat = inputs.reshape(len(inputs), -1)
-    for start in range(0, len(flat), CHUNK_ROWS):
-        part = flat[start : start + CHUNK_ROWS]
-        if manifest.preprocessing is not None:
-            part = preprocess(part, manifest.preprocessing)
-        yield torch.from_numpy(np.require(part, requirements=("C", "W"))).to(device=model.device, dtype=model.dtype)
-
-
-def preprocess(inputs: Array, how: Preprocessing) -> Array:
-    """(x - mean) / std, or x * scale."""
-    if how.scale is not None:
-        return inputs * how.scale
-    mean = 0.0 if how.mean is None else np.asarray(how.mean)
-    std = 1.0 if how.std is None else np.asarray(how.std)
-    result: Array = (inputs - mean) / std
-    return result
-
-
-def _rows(served: Served, inputs: Array, compute: Callable[[Tensor], Tensor]) -> Array:
+def _rows(served: Served, inputs: Array, compute: Callable[..., Tensor], *beside: Array) -> Array:
+    """`compute` of the inputs as (rows, D) in the model's precision, and of `beside` (n,), some rows at a time."""
+    model, how = served.checkpoint.model, served.checkpoint.manifest.preprocessing
+    flat, parts = inputs.reshape(len(inputs), -1), []
     with torch.inference_mode():
-        return np.concatenate([compute(part).cpu().numpy() for part in _chunks(served, inputs)])
+        for start in range(0, len(flat), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            part = np.require(to_model(flat[rows], how), requirements=("C", "W"))
+            x = torch.from_numpy(part).to(device=model.device, dtype=model.dtype)
+            parts.append(compute(x, *(torch.from_numpy(each[rows]).to(model.device) for each in beside)).cpu().numpy())
+    return np.concatenate(parts)
 
 
 def energies(served: Served, inputs: Array) -> Array:
@@ -58,39 +46,66 @@ def energies(served: Served, inputs: Array) -> Array:
     return _rows(served, inputs, served.checkpoint.model.energy)
 
 
-def energy(served: Served, inputs: Array, **_: Any) -> Answer:
-    """E(x), and whether that is exact."""
-    return {"energy": energies(served, inputs), "kind": served.checkpoint.model.energy_kind}
+def energy(served: Served, inputs: Array, labels: Array | None = None, **_: Any) -> Answer:
+    """E(x), with its standard error where it is an estimate; or E(x, y)."""
+    kind = served.checkpoint.model.energy_kind
+    if labels is not None:
+        model = _capable(served, HasClasses, "classify")
+        return {"energy": _rows(served, inputs, model.class_energy, labels), "kind": kind}
+    values, stderr = _energies_with_error(served, inputs)
+    return {"energy": values, "kind": kind, **stderr}
+
+
+def _energies_with_error(served: Served, inputs: Array) -> tuple[Array, dict[str, Array]]:
+    def compute(x: Tensor) -> Tensor:
+        values, stderr = served.checkpoint.model.energy_with_error(x)
+        return values[:, None] if stderr is None else torch.stack((values, stderr), 1)
+
+    found = _rows(served, inputs, compute)
+    return found[:, 0], {"stderr": found[:, 1]} if found.shape[1] > 1 else {}
 
 
 def log_density(served: Served, inputs: Array, **_: Any) -> Answer:
     """-E(x), and -E(x) - log Z where log Z is known."""
-    unnormalized = -energies(served, inputs)
+    values, stderr = _energies_with_error(served, inputs)
     known = served.card.log_partition
     return {
-        "unnormalized_log_density": unnormalized,
-        "log_density": None if known is None else unnormalized.astype(np.float64) - known.value,
+        "unnormalized_log_density": -values,
+        "kind": served.checkpoint.model.energy_kind,
+        **stderr,
+        "log_density": None if known is None else -values.astype(np.float64) - known.value,
         "log_partition": None if known is None else known.model_dump(include={"value", "stderr", "method"}),
     }
 
 
-def score(served: Served, inputs: Array, **_: Any) -> Answer:
+def score(served: Served, inputs: Array, sigma: float | None = None, **_: Any) -> Answer:
     """-grad E(x), with respect to the inputs as sent."""
     model = _capable(served, HasScore, "score")
+    if sigma is not None:
+        raise InputError(f"family {model.name!r} is not conditioned on a noise level: send no sigma", "sigma")
     values = _rows(served, inputs, model.score)
-    how = served.checkpoint.manifest.preprocessing
-    if how is not None:
-        values = values * (
-            how.scale if how.scale is not None else 1.0 / np.asarray(1.0 if how.std is None else how.std)
-        )
-    return {"score": values.reshape(inputs.shape), "relaxed": model.score_is_relaxed}
+    if served.card.preprocessing is not None:
+        values = values * slope(served.card.preprocessing)
+    return {"score": values.reshape(inputs.shape), "relaxed": model.score_is_relaxed, "kind": model.score_kind}
+
+
+def classify(served: Served, inputs: Array, **_: Any) -> Answer:
+    """p(y | x), and how it is had."""
+    model = _capable(served, HasClasses, "classify")
+    log_probs = _rows(served, inputs, model.class_log_probs)
+    return {"probabilities": np.exp(log_probs.astype(np.float64)), "kind": model.class_kind}
 
 
 def features(served: Served, inputs: Array, layer: int | str | None = None, **_: Any) -> Answer:
-    """Expected hidden states."""
-    if layer not in (None, 1, "1", "hidden"):
-        raise InputError(f"layer {layer!r}: this model has one hidden layer, named 1 or 'hidden'", "layer")
-    return {"features": _rows(served, inputs, _capable(served, HasFeatures, "features").features)}
+    """Expected hidden states of a layer: by name, by position counted from 1 at the bottom, or the topmost."""
+    model = _capable(served, HasFeatures, "features")
+    known: dict[int | str | None, str] = {None: model.layers[-1]}
+    known |= {key: name for place, name in enumerate(model.layers, 1) for key in (place, name)}
+    if layer not in known or isinstance(layer, bool):
+        layers = ", ".join(f"{place} or {name!r}" for place, name in enumerate(model.layers, 1))
+        raise InputError(f"layer is {layer!r}; this model's layers are {layers}", "layer")
+    chosen = known[layer]
+    return {"features": _rows(served, inputs, lambda x: model.features(x, chosen)), "layer": chosen}
 
 
 def anomaly(
@@ -147,35 +162,50 @@ def choose_threshold(reference: Reference | None, threshold: float | None, rate:
     return float(reference.energies[n - 1 - min(k, n - 1)])
 
 
-def make_sampler(served: Served, spec: SamplerSpec | None) -> Sampler:
-    """The sampler that a request names, by default the first that runs on the model.
+def chain_model(served: Served) -> HasConditionals:
+    """The model, where chains can be run on it.
 
     Raises:
-        CapabilityError: it does not exist or does not run on this family.
-        InputError: it has no such setting.
+        CapabilityError: they cannot.
     """
-    available = served.card.samplers
-    settings = dict(spec.model_extra or {}) if spec is not None else {}
-    name = spec.name if spec is not None else (available[0] if available else "none")
-    if name not in available:
-        raise CapabilityError(
-            f"sampler {name!r} does not run on {served.card.family!r}; these do: {', '.join(available) or 'none'}",
-            available,
-        )
-    try:
-        return samplers()[name](**settings)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"sampler {name!r}: {error}", "sampler") from error
+    model: HasConditionals = _capable(served, HasConditionals, "sample")
+    return model
 
 
-def completion_task(value: Array, mask: Array, samples: int, sweeps: int, seed: int, **sinks: Any) -> ChainTask:
+def chain_values(served: Served, inputs: Array) -> Array:
+    """Values in the inputs' units as chains hold them, (n, D) float64."""
+    manifest = served.checkpoint.manifest
+    return units.chain_values(inputs.reshape(len(inputs), -1), manifest.preprocessing, manifest.visible.domain)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What was sent to be held: `value` and `mask`, (groups, D), in the inputs' own units."""
+
+    value: Array
+    mask: Array
+
+    def put_back(self, shown: Array, groups: Array | slice = slice(None)) -> Array:
+        """`shown`, a row for each of `groups`, with held units exactly as they were sent."""
+        return np.where(self.mask[groups], self.value[groups], shown)
+
+
+def shown(served: Served, visible: Array) -> Array:
+    """Draws or means (n, D), as the model has them, in the inputs' own units."""
+    return from_model(visible, served.checkpoint.manifest.preprocessing)
+
+
+def completion_task(
+    served: Served, held: Held, label: Array | None, samples: int, sweeps: int, seed: int, **sinks: Any
+) -> ChainTask:
     """Clamped chains, `samples` of each example; the mean is averaged over the second half of the sweeps."""
     return ChainTask(
         seed=seed,
         burn_in=sweeps - 1,
         draws=1,
-        clamp_mask=np.ascontiguousarray(mask.reshape(len(mask), -1).astype(bool)),
-        clamp_value=np.ascontiguousarray(value.reshape(len(value), -1).astype(np.float64)),
+        clamp_mask=held.mask,
+        clamp_value=chain_values(served, held.value),
+        label=label,
         chains_per_clamp=samples,
         average_from=sweeps // 2 + 1,
         **sinks,
@@ -190,38 +220,35 @@ def complete(
     samples: int = 1,
     sweeps: int = 100,
     sampler: SamplerSpec | None = None,
-    label: Any = None,
+    label: Array | None = None,
     **_: Any,
 ) -> Answer:
     """Draws of the unknown units given the clamped ones, and their expected values."""
-    if label is not None:
-        raise InputError("this model has no classes, so no label can be given", "label")
-    model = _capable(served, HasConditionals, "complete")
-    n, units = len(inputs), int(np.prod(inputs.shape[1:]))
-    drawn = np.empty((n * samples, units), inputs.dtype)
-    means = np.empty((n * samples, units))
+    model = chain_model(served)
+    n, width = len(inputs), int(np.prod(inputs.shape[1:]))
+    held = Held(inputs.reshape(n, width), np.ascontiguousarray(mask).reshape(n, width).astype(bool))
+    drawn = np.empty((n * samples, width), inputs.dtype)
+    means = np.empty((n * samples, width))
 
     def on_draw(chains: Array, _draws: Array, visible: Array) -> None:
-        drawn[chains] = visible
+        drawn[chains] = held.put_back(shown(served, visible), chains // samples)
 
     def on_average(chains: Array, averages: Array) -> None:
         means[chains] = averages
 
-    task = completion_task(inputs, mask, samples, sweeps, seed, on_draw=on_draw, on_average=on_average)
-    chosen = make_sampler(served, sampler)
+    task = completion_task(served, held, label, samples, sweeps, seed, on_draw=on_draw, on_average=on_average)
+    chosen = make_sampler(served.card, sampler)
     for start in range(0, n * samples, COMPLETE_ROWS):
         batch = ChainBatch(model, chosen)
         batch.join("", task, range(start, min(start + COMPLETE_ROWS, n * samples)))
         while len(batch):
             batch.advance(sweeps)
-    flat, held = inputs.reshape(n, units), mask.reshape(n, units)
-    samples_out = np.where(held[:, None], flat[:, None], drawn.reshape(n, samples, units))
-    mean = np.where(held, flat, means.reshape(n, samples, units).mean(axis=1))
+    mean = shown(served, means.reshape(n, samples, width).mean(axis=1))
     return {
-        "samples": samples_out.reshape(n, samples, *inputs.shape[1:]),
-        "mean": mean.reshape(inputs.shape),
+        "samples": drawn.reshape(n, samples, *inputs.shape[1:]),
+        "mean": held.put_back(mean).reshape(inputs.shape),
         "seed": seed,
-        "approximate": False,
+        "approximate": chosen.approximate(model, clamped=bool(held.mask.any())),
     }
 
 
@@ -236,6 +263,7 @@ OPERATIONS: Mapping[str, Callable[..., Answer]] = {
     "energy": energy,
     "log-density": log_density,
     "score": score,
+    "classify": classify,
     "features": features,
     "anomaly": anomaly,
     "complete": complete,

@@ -18,7 +18,8 @@ from service.core.plan import Lane
 from service.picture import image_size
 from service.runtime.chains import ChainBatch, ChainTask
 from service.runtime.library import Served
-from service.runtime.operations import completion_task, energies, make_sampler
+from service.runtime.operations import Held, chain_model, chain_values, completion_task, energies, shown
+from service.runtime.samplers import make_sampler
 from service.store.files import JobFiles, StoreError
 
 Array = NDArray[Any]
@@ -40,10 +41,8 @@ class ChainJob:
         self._files = files
         self._emit = emit
         self.spec = _SPECS[claim.kind].model_validate(claim.payload)
-        if not isinstance(served.checkpoint.model, HasConditionals):
-            raise InputError(f"family {served.card.family!r} has no conditionals to sample from", "sampler")
-        self.model: HasConditionals = served.checkpoint.model
-        self.sampler: Sampler = make_sampler(served, self.spec.sampler)
+        self.model: HasConditionals = chain_model(served)
+        self.sampler: Sampler = make_sampler(served.card, self.spec.sampler)
         self.lane = Lane(claim.digest, json.dumps(self.spec.sampler.model_dump(), sort_keys=True))
         units = served.card.visible.units
         self._shape = (
@@ -51,14 +50,22 @@ class ChainJob:
             if isinstance(self.spec, SampleSpec)
             else (self.spec.examples, self.spec.samples)
         )
-        self._draws = files.create_array(claim.id, "draws", (*self._shape, units), served.dtype)
+        inputs = self._read_inputs()
+        self._label = inputs.get("label")
+        self._held: Held | None = None
+        if "clamp_mask" in inputs:
+            value, mask = (inputs[name].reshape(-1, units) for name in ("clamp_value", "clamp_mask"))
+            self._held = Held(value, mask.astype(bool))
+        dtype = served.card.draws_dtype(clamped=self._held is not None)
+        self._draws = files.create_array(claim.id, "draws", (*self._shape, units), dtype)
         self._mean: np.memmap[Any, Any] | None = None
         if isinstance(self.spec, SampleSpec):
-            self.task = self._sample_task(self.spec)
+            self.task = self._sample_task(self.spec, inputs.get("init"))
         else:
             self._mean = files.create_array(claim.id, "chain-means", (*self._shape, units), np.float64)
             self.task = self._complete_task(self.spec)
         self._done = np.zeros(self.chains, bool)
+        self._accepted = np.zeros(2)
         self._saved = self._restore()
 
     @property
@@ -102,7 +109,8 @@ class ChainJob:
                 kept = {name: a[waiting] for name, a in self._saved.items()}
                 state = kept if not inside else {name: np.concatenate((state[name], kept[name])) for name in state}
         progress = self.progress(int(state["sweep"].sum()) if state else 0)
-        pointer = self._files.write_state(self.claim.id, progress.done, {**state, "done": np.flatnonzero(self._done)})
+        of_done = {"done": np.flatnonzero(self._done), "accepted_of_done": self._accepted}
+        pointer = self._files.write_state(self.claim.id, progress.done, {**state, **of_done})
         return pointer, progress
 
     def progress(self, under_way: int = 0) -> Progress:
@@ -117,16 +125,15 @@ class ChainJob:
             "shape": shape,
             "dtype": str(self._draws.dtype),
             "media_types": _media_types(self._served),
+            "approximate": self.sampler.approximate(
+                self.model, clamped=self._held is not None and bool(self._held.mask.any())
+            ),
         }
         found: dict[str, Any] | None = None
-        if self._mean is not None:
-            inputs = self._files.read_inputs(self.claim.id)
+        if self._mean is not None and self._held is not None:
             mean = self._files.create_array(self.claim.id, "mean", (self._shape[0], self._draws.shape[-1]), np.float64)
-            mean[:] = self._mean.mean(axis=1)
-            held = inputs["clamp_mask"].reshape(mean.shape).astype(bool)
-            mean[held] = inputs["clamp_value"].reshape(mean.shape)[held]
+            mean[:] = self._held.put_back(shown(self._served, self._mean.mean(axis=1)))
             mean.flush()
-            result["approximate"] = False
         else:
             found = self._diagnose()
         self._draws.flush()
@@ -135,7 +142,7 @@ class ChainJob:
     def _diagnose(self) -> dict[str, Any]:
         chains, draws = self._shape
         kept = max(1, min(chains, _DIAGNOSED_ROWS // draws))
-        rows = np.asarray(self._draws[:kept], np.float32).reshape(kept * draws, -1)
+        rows = self._draws[:kept].reshape(kept * draws, -1)
         values = energies(self._served, rows).astype(np.float64).reshape(kept, draws)
         found: dict[str, Any] = {
             "of": "energy",
@@ -143,10 +150,12 @@ class ChainJob:
             "r_hat": diagnostics.r_hat(values),
             "ess_bulk": diagnostics.ess_bulk(values),
             "ess_tail": diagnostics.ess_tail(values),
-            "acceptance_rate": None,
+            "acceptance_rate": float(self._accepted[0] / self._accepted[1]) if self._accepted[1] else None,
             "energy_mean": float(values.mean()),
         }
-        reasons = {"acceptance_rate": "this sampler proposes nothing that it could reject"}
+        reasons = {}
+        if found["acceptance_rate"] is None:
+            reasons["acceptance_rate"] = "this sampler proposes nothing that it could reject"
         if found["r_hat"] == float("inf"):
             found["r_hat"], reasons["r_hat"] = None, "infinite: no chain's energy moves, and the chains differ"
         elif found["r_hat"] is None:
@@ -154,66 +163,76 @@ class ChainJob:
             reasons |= dict.fromkeys(("r_hat", "ess_bulk", "ess_tail"), why)
         return {**found, "reasons": reasons}
 
-    def _sample_task(self, spec: SampleSpec) -> ChainTask:
-        inputs = self._files.read_inputs(self.claim.id) if spec.arrays else {}
-        absent = set(spec.arrays) - set(inputs)
+    def _read_inputs(self) -> dict[str, Array]:
+        inputs = self._files.read_inputs(self.claim.id) if self.spec.arrays else {}
+        absent = set(self.spec.arrays) - set(inputs)
         if absent:
             raise StoreError(f"the job's input file lacks {', '.join(sorted(absent))}")
+        return inputs
+
+    def _sample_task(self, spec: SampleSpec, init: Array | None) -> ChainTask:
         reference = self._served.checkpoint.reference
-        if spec.init == "data" and (reference is None or reference.examples is None):
+        if spec.init == "data" and not self._served.card.init_data:
             raise InputError("this checkpoint holds no examples to start chains from", "init")
-        value, mask = inputs.get("clamp_value"), inputs.get("clamp_mask")
         return ChainTask(
             seed=spec.seed,
             burn_in=spec.burn_in,
             draws=spec.draws,
             thin=spec.thin,
             temperature=spec.temperature,
-            start=_rows(inputs["init"], self.model) if spec.init == "values" else None,
+            start=None if init is None else chain_values(self._served, init),
             examples=reference.examples if spec.init == "data" and reference is not None else None,
-            clamp_mask=None if mask is None else _rows(mask, self.model).astype(bool),
-            clamp_value=None if value is None else _rows(value, self.model).astype(np.float64),
+            clamp_mask=None if self._held is None else self._held.mask,
+            clamp_value=None if self._held is None else chain_values(self._served, self._held.value),
+            label=self._label,
             peek_every=spec.stream_every,
             on_draw=self._on_draw,
+            on_accepted=self._on_accepted,
             on_peek=self._on_peek,
         )
 
     def _complete_task(self, spec: CompleteSpec) -> ChainTask:
-        inputs = self._files.read_inputs(self.claim.id)
+        if self._held is None:
+            raise StoreError("the job's input file lacks what is to be completed")
         return completion_task(
-            _rows(inputs["clamp_value"], self.model),
-            _rows(inputs["clamp_mask"], self.model),
+            self._served,
+            self._held,
+            self._label,
             spec.samples,
             spec.sweeps,
             spec.seed,
-            on_draw=self._on_flat_draw,
+            on_draw=self._on_draw,
             on_average=self._on_average,
         )
 
     def _on_draw(self, chains: Array, draws: Array, visible: Array) -> None:
-        self._draws[chains, draws] = visible
-
-    def _on_flat_draw(self, chains: Array, _draws: Array, visible: Array) -> None:
-        self._draws.reshape(self.chains, -1)[chains] = visible
+        # A completion's chains have one draw each.
+        flat = self._draws.reshape(self.chains, -1, self._draws.shape[-1])
+        flat[chains, draws] = self._shown(chains, visible)
 
     def _on_average(self, chains: Array, averages: Array) -> None:
         if self._mean is not None:
             self._mean.reshape(self.chains, -1)[chains] = averages
 
+    def _on_accepted(self, rates: float, sweeps: float) -> None:
+        self._accepted += (rates, sweeps)
+
     def _on_peek(self, sweep: int, visible: Array) -> None:
-        values = visible.astype(self._draws.dtype).reshape(self._served.card.visible.shape)
-        self._emit("sample", {"chain": 0, "sweep": sweep, "values": values.tolist()})
+        values = self._shown(np.zeros(1, np.int64), visible[None]).astype(self._draws.dtype)
+        shape = self._served.card.visible.shape
+        self._emit("sample", {"chain": 0, "sweep": sweep, "values": values.reshape(shape).tolist()})
+
+    def _shown(self, chains: Array, visible: Array) -> Array:
+        values = shown(self._served, visible)
+        return values if self._held is None else self._held.put_back(values, chains // self.task.chains_per_clamp)
 
     def _restore(self) -> dict[str, Array] | None:
         if self.claim.checkpoint is None:
             return None
         saved = self._files.read_state(self.claim.id, self.claim.checkpoint)
         self._done[saved.pop("done")] = True
+        self._accepted = saved.pop("accepted_of_done").copy()
         return saved if len(saved.get("chain", ())) else None
-
-
-def _rows(array: Array, model: HasConditionals) -> Array:
-    return array.reshape(-1, model.block_units("visible"))
 
 
 def _media_types(served: Served) -> list[str]:

@@ -38,10 +38,10 @@ class Estimate:
         self._on_done = on_done
         self._cancelled = threading.Event()
         self._fraction = 0.0
-        family = type(served.checkpoint.model)
+        model = served.checkpoint.model
         self._estimator = estimators()[self._spec.method]()
-        if not self._estimator.applies_to(family):
-            raise CapabilityError(f"family {family.name!r} has no {self._spec.method!r} estimate of log Z")
+        if not self._estimator.applies_to(model):
+            raise CapabilityError(f"family {model.name!r} has no {self._spec.method!r} estimate of log Z")
         self._thread = threading.Thread(target=self._run, name=f"estimate-{claim.id[:8]}", daemon=True)
 
     def start(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -35,6 +35,8 @@ _NOTE_EVERY_S = 0.5
 _HOUSEKEEPING_EVERY_S = 1.0
 _IDLE_S = 0.5
 _MOST_ESTIMATES = 2
+_BLOCK_S = 1.0
+"""Blocks of slow samplers are cut to about this long: leases, cancellations and other lanes wait for a block's end."""
 
 
 @dataclass
@@ -76,6 +78,7 @@ class Worker:
         self._jobs: dict[str, ChainJob] = {}
         self._estimates: dict[str, Estimate] = {}
         self._batches: dict[Lane, ChainBatch] = {}
+        self._most_sweeps: dict[Lane, int] = {}
         self._paces: dict[str, _Pace] = {}
         self._verdicts: queue.SimpleQueue[tuple[str, int, Verdict]] = queue.SimpleQueue()
         self._estimated: queue.SimpleQueue[tuple[Estimate, LogPartition | Exception]] = queue.SimpleQueue()
@@ -123,6 +126,8 @@ class Worker:
             self._keep_house()
 
     def _execute(self, plan: Plan) -> None:
+        plan = replace(plan, sweeps=min(plan.sweeps, self._most_sweeps.get(plan.lane, 1)))
+        begun = time.monotonic()
         joining: dict[str, list[int]] = {}
         for row in plan.join:
             joining.setdefault(row.job, []).append(row.chain)
@@ -131,15 +136,27 @@ class Worker:
             first = self._jobs[plan.rows[0].job]
             batch = self._batches[plan.lane] = ChainBatch(first.model, first.sampler)
         for name, chains in joining.items():
-            self._jobs[name].join(batch, chains)
-        batch.advance(plan.sweeps)
+            self._join(name, batch, chains)
+        self._batches[plan.lane] = batch  # a job that could not join may have taken it away
+        if len(batch):
+            batch.advance(plan.sweeps)
+        self._most_sweeps[plan.lane] = max(1, int(plan.sweeps * _BLOCK_S / max(time.monotonic() - begun, 1e-9)))
         outcome = self._scheduler.update(plan)
         for row in outcome.left:
             self._jobs[row.job].left([row.chain])
         for name in outcome.finished:
             self._finish(self._jobs.pop(name))
         if not len(batch):
-            del self._batches[plan.lane]
+            del self._batches[plan.lane], self._most_sweeps[plan.lane]
+
+    def _join(self, name: str, batch: ChainBatch, chains: list[int]) -> None:
+        claim = self._jobs[name].claim
+        try:
+            self._jobs[name].join(batch, chains)
+        except ModelError as error:
+            _log.warning("job failed", job=name, reason=str(error))
+            self._drop(name)
+            self._source.finish(claim.id, claim.attempt, JobStatus.FAILED, problem=_problem(error))
 
     def _claim(self) -> None:
         if not self._is_due("claim", _CLAIM_EVERY_S):
@@ -235,6 +252,7 @@ class Worker:
                 batch.drop(job_id)
                 if not len(batch):
                     del self._batches[job.lane]
+                    self._most_sweeps.pop(job.lane, None)
 
     def _settle_estimates(self) -> None:
         while True:
@@ -246,13 +264,15 @@ class Worker:
             if self._estimates.get(claim.id) is not estimate:
                 continue
             del self._estimates[claim.id]
-            if isinstance(outcome, LogPartition):
-                self._source.note(claim.id, claim.attempt, estimate.progress())
-                self._source.finish(claim.id, claim.attempt, JobStatus.SUCCEEDED, result=estimate.result(outcome))
-            elif isinstance(outcome, ModelError):
-                self._source.finish(claim.id, claim.attempt, JobStatus.FAILED, problem=_problem(outcome))
-            else:
-                raise outcome
+            try:
+                if not isinstance(outcome, LogPartition):
+                    raise outcome
+                result = estimate.result(outcome)
+            except ModelError as error:
+                self._source.finish(claim.id, claim.attempt, JobStatus.FAILED, problem=_problem(error))
+                continue
+            self._source.note(claim.id, claim.attempt, estimate.progress())
+            self._source.finish(claim.id, claim.attempt, JobStatus.SUCCEEDED, result=result)
 
     # --- what must not be lost ---
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.special import expit
+from scipy.special import expit, logsumexp
 from sklearn.neural_network import BernoulliRBM
 
 from models.families.rbm import RBM
@@ -56,3 +56,30 @@ def test_their_pseudo_likelihood_is_our_conditional() -> None:
         log_p = -torch.logaddexp(torch.zeros(20).double(), model.energy(x) - model.energy(y))
         joint = torch.stack((-model.energy(x), -model.energy(y)))
         np.testing.assert_allclose(log_p, joint[0] - joint.logsumexp(0), atol=1e-12)
+
+
+@pytest.mark.parametrize("domain", ["binary", "unit"])
+def test_label_units_are_further_visible_units(domain: str) -> None:
+    # With one-hot labels joined to v, theirs is an RBM over both: F(v, y), and p(y | v) = softmax of -F(v, y).
+    model = rbm(12, 5, seed=4, domain=domain, classes=3)
+    assert model.U is not None
+    assert model.d is not None
+    both = RBM(torch.cat((model.W, model.U)), torch.cat((model.b, model.d)), model.c)
+    x = (
+        binary(30, 12)
+        if domain == "binary"
+        else torch.rand(30, 12, generator=torch.Generator().manual_seed(1)).double()
+    )
+    every = np.stack(
+        [theirs(both)._free_energy(np.hstack((x.numpy(), np.tile(np.eye(3)[k], (30, 1))))) for k in range(3)], 1
+    )
+    for k in range(3):
+        np.testing.assert_allclose(model.class_energy(x, torch.full((30,), k)), every[:, k], rtol=1e-12)
+    np.testing.assert_allclose(model.energy(x), -logsumexp(-every, axis=1), rtol=1e-12)
+    posterior = -every - logsumexp(-every, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.class_log_probs(x), posterior, atol=1e-12)
+    expected = sum(
+        np.exp(posterior[:, k : k + 1]) * theirs(both).transform(np.hstack((x.numpy(), np.tile(np.eye(3)[k], (30, 1)))))
+        for k in range(3)
+    )
+    np.testing.assert_allclose(model.features(x), expected, atol=1e-12)

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from models import checkpoint
 from models.errors import CheckpointError, ModelError
+from models.families.grbm import GRBM
 from models.families.rbm import RBM
 
 MANIFEST: dict[str, Any] = {
@@ -346,3 +347,138 @@ def test_no_damage_to_a_file_gives_anything_but_a_refusal_or_a_model(folder: Pat
         else:
             outcomes.add("read")
     assert outcomes == {"read", "refused"}
+
+
+# --- the other layered machines ---
+
+
+def layered(folder: Path, family: str, tensors: dict[str, torch.Tensor], **keys: Any) -> None:
+    """What `folder` holds becomes a checkpoint of another family."""
+    (folder / "manifest.json").write_text(json.dumps(MANIFEST | {"family": family} | keys))
+    write_weights(folder, tensors)
+
+
+REAL = {"shape": [2], "domain": "real"}
+GRBM_TENSORS = TENSORS | {"log_sigma": torch.zeros(2)}
+DBM_TENSORS = {
+    "W1": torch.ones(2, 3),
+    "W2": torch.ones(3, 4),
+    "b0": torch.zeros(2),
+    "b1": torch.zeros(3),
+    "b2": torch.zeros(4),
+}
+LABELS = {"U": torch.ones(5, 4), "d": torch.zeros(5)}
+NET = {"V1": torch.ones(2, 3), "a1": torch.zeros(3), "V2": torch.ones(3, 4), "a2": torch.zeros(4)}
+LAYERS = {"layers": [2, 3, 4]}
+
+
+def test_they_are_right_before_they_are_broken(folder: Path) -> None:
+    layered(folder, "grbm", GRBM_TENSORS, visible=REAL)
+    assert checkpoint.read(folder).model.name == "grbm"
+    for domain in ("binary", "unit"):
+        layered(folder, "dbm", DBM_TENSORS, config=LAYERS, visible={"shape": [2], "domain": domain})
+        assert checkpoint.read(folder).model.name == "dbm"
+    everything = DBM_TENSORS | LABELS | NET | {"log_sigma": torch.zeros(2)}
+    layered(folder, "dbm", everything, config=LAYERS, visible=REAL, classes=[*"abcde"])
+    assert "classify" in checkpoint.read(folder).model.capabilities()
+    layered(folder, "rbm", TENSORS | {"U": torch.ones(5, 3), "d": torch.zeros(5)})  # classes without names
+    assert "classify" in checkpoint.read(folder).model.capabilities()
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        ("W2", "tensor W2 is missing; expected shape [3, 4]"),
+        ("b0", "tensor b0 is missing; expected shape [2]"),
+        ("b2", "tensor b2 is missing; expected shape [4]"),
+        ("U", "tensor U is missing; expected shape [5, 4]"),
+        ("d", "tensor d is missing; expected shape [5]"),
+        ("V1", "tensor V1 is missing; expected shape [2, 3]"),
+        ("a2", "tensor a2 is missing; expected shape [4]"),
+        ("log_sigma", "tensor log_sigma is missing; expected shape [2]"),
+    ],
+)
+def test_a_missing_tensor_of_a_deep_machine_is_named(folder: Path, left_out: str, said: str) -> None:
+    tensors = DBM_TENSORS | LABELS | NET | {"log_sigma": torch.zeros(2)}
+    del tensors[left_out]
+    layered(folder, "dbm", tensors, config=LAYERS, visible=REAL, classes=[*"abcde"])
+    refused(folder, said)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, "config.layers must be a list [D, H1, .., Hk] of positive integers; found None"),
+        ({"layers": []}, "config.layers must be a list"),
+        ({"layers": [2]}, "config.layers must be a list"),
+        ({"layers": [2, 3, 0]}, "config.layers must be a list"),
+        ({"layers": [2, 3, -4]}, "config.layers must be a list"),
+        ({"layers": [2, 3, 4.0]}, "config.layers must be a list"),
+        ({"layers": [2, True, 4]}, "config.layers must be a list"),
+        ({"layers": "2-3-4"}, "config.layers must be a list"),
+        ({"layers": {"0": 2}}, "config.layers must be a list"),
+        ({"layers": [3, 3, 4]}, "config.layers begins with 3, but there are 2 visibles"),
+        ({"layers": [2, 4, 4]}, "tensor W1 has shape [2, 3]; expected [2, 4]"),
+        ({"layers": [2, 3]}, "tensor W2 is not part of family 'dbm'"),
+        ({"layers": [2, 3, 4, 5]}, "tensor W3 is missing; expected shape [4, 5]"),
+    ],
+)
+def test_layers_that_do_not_fit_are_refused(folder: Path, config: dict[str, Any], said: str) -> None:
+    layered(folder, "dbm", DBM_TENSORS, config=config)
+    refused(folder, said)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "keys", "said"),
+    [
+        (DBM_TENSORS | LABELS, {"classes": [*"abc"]}, "tensor U has shape [5, 4]; expected [3, 4]"),
+        (DBM_TENSORS, {"classes": [*"abc"]}, "tensor U is missing; expected shape [3, 4]"),
+        (DBM_TENSORS | {"U": torch.ones(5, 4)}, {}, "tensor U has shape [5, 4]; expected [1, 4]"),
+        (DBM_TENSORS | {"U": torch.ones(5, 4), "d": torch.zeros(())}, {}, "expected [1, 4]"),
+        (DBM_TENSORS | {"log_sigma": torch.zeros(2)}, {}, "tensor log_sigma is not part of family 'dbm'"),
+        (DBM_TENSORS | {"V9": torch.zeros(2)}, {}, "tensor V1 is missing; expected shape [2, 3]"),
+    ],
+)
+def test_labels_and_recognition_nets_that_do_not_fit_are_refused(
+    folder: Path, tensors: dict[str, torch.Tensor], keys: dict[str, Any], said: str
+) -> None:
+    layered(folder, "dbm", tensors, config=LAYERS, **keys)
+    refused(folder, said)
+
+
+@pytest.mark.parametrize(
+    ("family", "domain", "said"),
+    [
+        ("grbm", "binary", "family 'grbm' has no visible domain 'binary'; it has real"),
+        ("grbm", "unit", "family 'grbm' has no visible domain 'unit'; it has real"),
+        ("dbm", "spin", "family 'dbm' has no visible domain 'spin'; it has binary, real, unit"),
+        ("rbm", "real", "family 'rbm' has no visible domain 'real'; it has binary, unit"),
+    ],
+)
+def test_a_domain_of_another_family_is_refused(folder: Path, family: str, domain: str, said: str) -> None:
+    layered(folder, family, GRBM_TENSORS, visible={"shape": [2], "domain": domain})
+    refused(folder, said)
+
+
+def test_a_gaussian_machine_needs_its_log_sigma(folder: Path) -> None:
+    layered(folder, "grbm", TENSORS, visible=REAL)
+    refused(folder, "tensor log_sigma is missing; expected shape [2]")
+
+
+@pytest.mark.parametrize("value", [41.0, -41.0, 1e3, -1e3, 1e30])
+def test_a_log_sigma_whose_exponential_is_no_number_is_refused(folder: Path, value: float) -> None:
+    log_sigma = {"log_sigma": torch.tensor([0.0, value])}
+    layered(folder, "grbm", TENSORS | log_sigma, visible=REAL)
+    refused(folder, "tensor log_sigma holds logarithms of standard deviations beyond +-40")
+    layered(folder, "dbm", DBM_TENSORS | log_sigma, visible=REAL, config=LAYERS)
+    refused(folder, "tensor log_sigma holds logarithms of standard deviations beyond +-40")
+
+
+@pytest.mark.parametrize("value", [40.0, -40.0])
+def test_energies_and_scores_are_numbers_up_to_the_largest_and_smallest_sigma(folder: Path, value: float) -> None:
+    layered(folder, "grbm", TENSORS | {"log_sigma": torch.full((2,), value)}, visible=REAL)
+    model = checkpoint.read(folder).model
+    x = torch.ones(1, 2)
+    assert bool(torch.isfinite(model.energy(x)).all())
+    assert isinstance(model, GRBM)
+    assert bool(torch.isfinite(model.score(x)).all())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,3 +77,15 @@ def brute_force_log_unnormalized(arrays: dict[str, np.ndarray], visible: np.ndar
     minus_energy = visible @ arrays["W"] @ h.T + (visible @ arrays["b"])[:, None] + h @ arrays["c"]
     top = minus_energy.max(axis=1, keepdims=True)
     return (top + np.log(np.exp(minus_energy - top).sum(axis=1, keepdims=True)))[:, 0]
+
+
+def write_tensors(
+    models_dir: Path, name: str, family: str, arrays: dict[str, np.ndarray], shape: list[int], domain: str, **rest: Any
+) -> None:
+    """A checkpoint of any family as another tool would write it, `rest` in its manifest."""
+    folder = models_dir / name / "1"
+    folder.mkdir(parents=True)
+    save_file(arrays, folder / "weights.safetensors")
+    manifest = {"format": "ebm-checkpoint", "format_version": 1, "name": name, "version": 1, "family": family}
+    manifest |= {"visible": {"shape": shape, "domain": domain}, **rest}
+    (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from models.families.rbm import RBM
+from models.sampler import Sampler
 from models.samplers.gibbs import Gibbs
+from models.samplers.tempering import Tempering
 from service.core.plan import Lane
 from service.core.scheduler import Scheduler
 from service.runtime.chains import ChainBatch, ChainTask
@@ -107,6 +109,41 @@ def test_a_job_resumed_from_a_snapshot_ends_with_the_same_bits(model: RBM) -> No
         second.advance(3)
     np.testing.assert_array_equal(resumed.draws, whole.draws)
     np.testing.assert_array_equal(resumed.means, whole.means)
+
+
+@pytest.mark.parametrize("sampler", [Gibbs(), Tempering(replicas=3)])
+def test_a_resumed_job_keeps_the_blocks_the_labels_and_the_acceptance_of_its_sampler(sampler: Sampler) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {**weights(1, D, 20), "U": 3 * rng.normal(size=(3, 20)), "d": rng.normal(size=3)}
+    labelled = RBM(**{name: torch.from_numpy(a) for name, a in arrays.items()})
+    told: list[tuple[float, float]] = []
+
+    def job() -> Job:
+        made = make_job(3, 9, draws=6, thin=5, burn_in=4)
+        task = dataclasses.replace(made.task, label=np.arange(9) % 4 - 1, on_accepted=lambda *sums: told.append(sums))
+        return Job(task, made.draws, made.means)
+
+    whole, resumed = job(), job()
+    alone = ChainBatch(labelled, sampler)
+    alone.join("job", whole.task, range(9))
+    alone.advance(34)
+    first, second = ChainBatch(labelled, sampler), ChainBatch(labelled, sampler)
+    first.join("other", make_job(8, 5, draws=1, burn_in=99).task, range(5))
+    first.join("job", resumed.task, range(9))
+    first.advance(13)
+    saved = first.snapshot("job")
+    second.join("job", resumed.task, range(4, 9), {name: array[4:] for name, array in saved.items()})
+    second.join("job", resumed.task, range(4), {name: array[:4] for name, array in saved.items()})
+    held = saved["block.label"].argmax(1)[np.arange(9) % 4 > 0]
+    np.testing.assert_array_equal(held, [0, 1, 2, 0, 1, 2])
+    while len(second):
+        second.advance(7)
+    np.testing.assert_array_equal(resumed.draws, whole.draws)
+    proposes = isinstance(sampler, Tempering)
+    assert ("block.visible@2" in saved) == proposes
+    assert told[0][1] == told[1][1] == (9 * 34 if proposes else 0)
+    assert told[0][0] == pytest.approx(told[1][0], abs=1e-9)
+    assert not proposes or 0 < told[0][0] < 9 * 34
 
 
 def test_clamped_units_hold_their_values_in_every_draw_and_average(model: RBM) -> None:

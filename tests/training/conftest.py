@@ -21,6 +21,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_data_of_this_machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EBM_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "no-cache"))
+
+
 @pytest.fixture
 def make_recipe() -> Callable[..., Recipe]:
     """A small recipe on digits; sections given are laid over it."""
@@ -51,11 +57,12 @@ def tiny_rbm() -> RBM:
 
 @pytest.fixture
 def write_idx() -> Callable[..., Path]:
-    """An idx3-ubyte file of the given images."""
+    """An idx-ubyte file of the given images (n, height, width) or labels (n,)."""
 
-    def write(path: Path, images: np.ndarray) -> Path:
-        content = struct.pack(">IIII", 0x803, *images.shape) + images.astype(np.uint8).tobytes()
-        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    def write(path: Path, content: np.ndarray) -> Path:
+        header = struct.pack(f">I{content.ndim}I", 0x800 + content.ndim, *content.shape)
+        whole = header + content.astype(np.uint8).tobytes()
+        path.write_bytes(gzip.compress(whole) if path.suffix == ".gz" else whole)
         return path
 
     return write

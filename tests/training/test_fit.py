@@ -2,71 +2,140 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.families.rbm import RBM
-from models.numerics import all_binary_states
+from models.family import EnergyModel, HasClasses, HasEnumeration
+from tests.training.toys import bars, clouds, dataset, grbm, labelled_bars
+from training import state as states
 from training.config import Recipe
 from training.data import Dataset
-from training.errors import DataError, DivergenceError
-from training.fit import FitState, begin, steps_per_epoch, train
-from training.likelihood import evaluate, free_energies, monitor
-from training.objective import build
+from training.errors import DataError, DivergenceError, RecipeError
+from training.fit import FitState, begin, manifest, model_of, out_of_patience, steps_per_epoch, train, watch
+from training.likelihood import classification_error, energies, wide
+from training.objective import Batch, Draws, build
+from training.state import Origin
 
-_CPU = torch.device("cpu")
-
-
-def _bars() -> Tensor:
-    """The bars and stripes of 3 x 3 (MacKay 2003), 8 of each: the two blank images come twice."""
-    rows = all_binary_states(3, 0, 8, _CPU).byte()
-    return torch.cat((rows.repeat_interleave(3, 1), rows.repeat(1, 3)))
+MakeRecipe = Callable[..., Recipe]
+_ENTROPY = -(12 * math.log(1 / 16) + 4 * math.log(2 / 16)) / 16
 
 
-def _dataset(examples: Tensor) -> Dataset:
-    return Dataset(
-        name="bars",
-        shape=(3, 3),
-        binarization="threshold",
-        train=examples,
-        validation=examples,
-        test=examples,
-        grey=None,
-        train_means=examples.double().mean(0),
-    )
+def _model(recipe: Recipe, data: Dataset, state: FitState) -> EnergyModel:
+    """What was trained, in float64."""
+    of = manifest(recipe, data)
+    return wide(of, model_of(of, state.parameters))
 
 
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    pass
+def _log_likelihood(model: EnergyModel, examples: Tensor) -> float:
+    assert isinstance(model, HasEnumeration)
+    assert model.energy_kind == "exact"
+    return -float(energies(model, examples).mean()) - model.log_partition()
 
 
-def _log_likelihood(model: RBM, examples: Tensor) -> float:
-    return -float(free_energies(model, examples).mean()) - model.log_partition()
+def _fitted(recipe: Recipe, data: Dataset) -> FitState:
+    objective = build(recipe.objective)
+    state = begin(recipe, data, objective)
+    train(recipe, data, objective, state, lambda _state: None)
+    return state
+
+
+# --- learning ---
 
 
 @pytest.mark.parametrize(("centring", "close"), [("none", 1.0), ("centred", 0.4), ("enhanced", 0.4)])
 @pytest.mark.parametrize("name", ["cd", "pcd"])
 def test_training_takes_the_exact_log_likelihood_close_to_the_datas_entropy(
-    make_recipe: Callable[..., Recipe], name: str, centring: str, close: float
+    make_recipe: MakeRecipe, name: str, centring: str, close: float
 ) -> None:
-    bars = _bars()
     recipe = make_recipe(model={"hidden": 12}, fit={"epochs": 800, "batch_size": 16, "learning_rate": 1.0})
-    data, objective = _dataset(bars), build({"name": name, "centring": centring, "steps": 5})
+    data, objective = dataset(bars()), build({"name": name, "centring": centring, "steps": 5})
     state = begin(recipe, data, objective)
-    before = _log_likelihood(state.model(), bars)
+    before = _log_likelihood(_model(recipe, data, state), bars())
     train(recipe, data, objective, state, lambda _state: None)
-    after = _log_likelihood(state.model(), bars)
-    entropy = -(12 * math.log(1 / 16) + 4 * math.log(2 / 16)) / 16
+    after = _log_likelihood(_model(recipe, data, state), bars())
     # Independent units, where training starts, are at -9 log 2 = -6.2; the bound is -entropy = -2.6. The plain gradient
     # is slower: units that are 1 half of the time are where centring pays.
     assert before < -6
-    assert -entropy - close < after < -entropy
+    assert -_ENTROPY - close < after < -_ENTROPY
 
 
-def test_training_begins_at_the_datas_means(make_recipe: Callable[..., Recipe]) -> None:
-    data = _dataset(_bars()[:5])
+def test_a_deep_machine_learns_too(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(
+        model={"family": "dbm", "hidden": [10, 4], "weight_std": 0.1},
+        objective={"name": "pcd", "centring": "centred", "steps": 5, "chains": 50, "mean_field_sweeps": 5},
+        fit={"epochs": 800, "batch_size": 16, "learning_rate": 0.5},
+    )
+    data = dataset(bars())
+    after = _log_likelihood(_model(recipe, data, _fitted(recipe, data)), bars())
+    assert -_ENTROPY - 0.6 < after < -_ENTROPY
+
+
+def test_label_units_are_learned_with_the_visible_ones(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(
+        model={"hidden": 16, "labels": True},
+        objective={"name": "pcd", "centring": "centred", "steps": 5, "chains": 100},
+        fit={"epochs": 400, "batch_size": 16, "learning_rate": 1.0},
+    )
+    data = labelled_bars()
+    model = _model(recipe, data, _fitted(recipe, data))
+    assert isinstance(model, HasClasses)
+    assert data.test_labels is not None
+    assert -_ENTROPY - 0.6 < _log_likelihood(model, bars()) < -_ENTROPY
+    assert classification_error(model, data.test, data.test_labels) == 0
+
+
+def test_a_hybrid_of_terms_learns_the_classes(make_recipe: MakeRecipe) -> None:
+    terms = [{"name": "discriminative"}, {"name": "cd", "weight": 0.1}]
+    recipe = make_recipe(
+        model={"hidden": 16, "labels": True}, fit={"epochs": 300, "batch_size": 16, "learning_rate": 0.5}
+    )
+    recipe = recipe.model_copy(update={"objective": {"terms": terms}})
+    data = labelled_bars()
+    model = _model(recipe, data, _fitted(recipe, data))
+    assert isinstance(model, HasClasses)
+    assert data.test_labels is not None
+    assert classification_error(model, data.test, data.test_labels) == 0
+
+
+def test_real_visibles_learn_means_and_variances(make_recipe: MakeRecipe) -> None:
+    data, truth = clouds(), grbm()
+    recipe = make_recipe(
+        model={"family": "grbm", "hidden": 4, "weight_std": 0.1},
+        objective={"name": "pcd", "steps": 2, "chains": 100, "centring": "centred"},
+        fit={"epochs": 150, "batch_size": 100, "learning_rate": 0.3, "rates": {"log_sigma": 0.1}},
+    )
+    state = _fitted(recipe, data)
+    best, after = _log_likelihood(truth, data.train), _log_likelihood(_model(recipe, data, state), data.train)
+    independent = -sum(0.5 * math.log(2 * math.pi * math.e * float(v)) for v in data.train.double().var(0))
+    # The law that the data are drawn of is below what fits them best, by about half its 13 parameters per n = 1000.
+    assert best - 0.03 < after < best + 0.03
+    assert best > independent + 0.25
+    torch.testing.assert_close(state.parameters["log_sigma"].double(), truth.log_sigma, rtol=0, atol=0.2)
+
+
+def test_sparsity_pulls_mean_activations_to_the_target(make_recipe: MakeRecipe) -> None:
+    means = {}
+    for weight in (0.0, 5.0):
+        terms = [{"name": "cd"}, {"name": "sparsity", "target": 0.15, "weight": weight}]
+        recipe = make_recipe(model={"hidden": 12}, fit={"epochs": 400, "batch_size": 16, "learning_rate": 0.2})
+        recipe = recipe.model_copy(update={"objective": {"terms": terms}})
+        data = dataset(bars())
+        model = _model(recipe, data, _fitted(recipe, data))
+        means[weight] = torch.sigmoid(model.tensors()["c"] + bars().double() @ model.tensors()["W"]).mean(0)
+    assert float((means[5.0] - 0.15).abs().max()) < 0.02
+    assert float((means[0.0] - 0.15).abs().max()) > 0.2
+
+
+# --- the first parameters ---
+
+
+def test_training_begins_at_the_datas_means(make_recipe: MakeRecipe) -> None:
+    data = dataset(bars()[:5])
     recipe = make_recipe(model={"hidden": 4000, "weight_std": 0.02})
     state = begin(recipe, data, build(recipe.objective))
     means = torch.sigmoid(state.parameters["b"].double())
@@ -78,96 +147,231 @@ def test_training_begins_at_the_datas_means(make_recipe: Callable[..., Recipe]) 
     assert abs(float(w.square().mean()) - 1) * math.sqrt(w.numel() / 2) < 5.2
 
 
-def test_a_run_cut_in_two_ends_with_the_same_bits(make_recipe: Callable[..., Recipe]) -> None:
-    recipe = make_recipe(
-        objective={"centring": "centred"},
-        fit={"epochs": 6, "batch_size": 5, "momentum": 0.5, "weight_decay": 1e-3},
-    )
-    data, objective = _dataset(_bars()), build(recipe.objective)
-    whole = begin(recipe, data, objective)
-    train(recipe, data, objective, whole, lambda _state: None)
+def test_real_visibles_begin_at_their_means_with_the_standard_deviation_asked_for(make_recipe: MakeRecipe) -> None:
+    data = clouds(100)
+    recipe = make_recipe(model={"family": "dbm", "hidden": [3, 2], "log_sigma": -0.5})
+    found = begin(recipe, data, build(recipe.objective)).parameters
+    torch.testing.assert_close(found["b0"], data.train_means.float())
+    assert found["log_sigma"].tolist() == [-0.5] * 3
+    assert {name: tuple(t.shape) for name, t in found.items()} == {
+        **{"b0": (3,), "W1": (3, 3), "b1": (3,), "W2": (3, 2), "b2": (2,)},
+        "log_sigma": (3,),
+    }
 
-    class _CutError(Exception):
-        pass
+
+def test_labels_begin_at_their_shares(make_recipe: MakeRecipe) -> None:
+    data = dataset(bars(), labels=(torch.arange(16) >= 4).long())
+    recipe = make_recipe(model={"labels": True})
+    found = begin(recipe, data, build(recipe.objective)).parameters
+    torch.testing.assert_close(torch.softmax(found["d"].double(), 0), torch.tensor([4.5, 12.5]).double() / 17)
+    assert found["U"].shape == (2, 8)
+
+
+# --- same bits ---
+
+
+_CENTRED = {"name": "pcd", "chains": 20, "centring": "centred"}
+_FAMILIES: dict[str, tuple[Callable[[], Dataset], dict[str, Any], dict[str, Any]]] = {
+    "rbm": (lambda: dataset(bars()), {"hidden": 8}, _CENTRED),
+    "rbm labelled": (
+        labelled_bars,
+        {"hidden": 8, "labels": True},
+        {"terms": [_CENTRED, {"name": "discriminative", "weight": 0.5}, {"name": "sparsity"}]},
+    ),
+    "grbm": (lambda: clouds(20), {"family": "grbm", "hidden": 4}, _CENTRED),
+    "dbm labelled": (labelled_bars, {"family": "dbm", "hidden": [6, 4], "labels": True}, _CENTRED),
+    "dbm real": (lambda: clouds(20), {"family": "dbm", "hidden": [6, 4, 2]}, {"name": "cd", "centring": "enhanced"}),
+    "rbm by Adam": (lambda: dataset(bars()), {"hidden": 8}, _CENTRED),
+}
+
+
+class _CutError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", _FAMILIES)
+def test_a_run_cut_in_two_ends_with_the_same_bits(make_recipe: MakeRecipe, tmp_path: Path, name: str) -> None:
+    make, model, objective_settings = _FAMILIES[name]
+    fit: dict[str, Any] = {
+        "epochs": 6,
+        "batch_size": 5,
+        "momentum": 0.5,
+        "weight_decay": 1e-3,
+        "clip": 0.5,
+        "patience": 3,
+    }
+    fit |= {"optimizer": "adam", "learning_rate": 0.01} if "Adam" in name else {}
+    recipe = make_recipe(model=model, fit=fit).model_copy(update={"objective": objective_settings})
+    data, objective = make(), build(recipe.objective)
+    in_epoch = steps_per_epoch(data, recipe.fit)
+
+    def watching(state: FitState) -> None:
+        if state.step % in_epoch == 0:
+            watch(state, recipe, 1.0 - abs(state.step / in_epoch - 2))  # the best is the second record
 
     def cut(state: FitState) -> None:
-        if state.step == 7:  # in the middle of an epoch
+        watching(state)
+        if state.step == 2 * in_epoch + 1:  # in the middle of an epoch, after the best record
             raise _CutError
 
+    whole = begin(recipe, data, objective)
+    train(recipe, data, objective, whole, watching)
     part = begin(recipe, data, objective)
     with pytest.raises(_CutError):
         train(recipe, data, objective, part, cut)
-    train(recipe, data, objective, part, lambda _state: None)
-    assert part.step == whole.step == 18
-    assert all(torch.equal(part.parameters[name], whole.parameters[name]) for name in ("W", "b", "c"))
+    states.save(tmp_path, Origin(recipe=recipe, data="", device="cpu", threads=1), part, 1.0)
+    again = states.read(tmp_path).fit
+    train(recipe, data, objective, again, watching)
+    assert again.step == whole.step == 5 * in_epoch  # out of patience
+    assert again.watched == whole.watched == [0, 1, 0, -1, -2]
+    for group in ("parameters", "velocity", "memory", "best"):
+        ours, theirs = getattr(again, group), getattr(whole, group)
+        assert set(ours) == set(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), group
+    assert not torch.equal(whole.best["W1" if "dbm" in name else "W"], whole.parameters["W1" if "dbm" in name else "W"])
 
 
-def test_weight_decay_shrinks_weights_and_leaves_biases(make_recipe: Callable[..., Recipe]) -> None:
+# --- settings of the ascent ---
+
+
+def test_weight_decay_shrinks_weights_and_leaves_biases(make_recipe: MakeRecipe) -> None:
     norms = []
     for decay in (0.0, 0.5):
         recipe = make_recipe(fit={"epochs": 300, "batch_size": 16, "weight_decay": decay})
-        data, objective = _dataset(_bars()), build(recipe.objective)
-        state = begin(recipe, data, objective)
-        train(recipe, data, objective, state, lambda _state: None)
-        norms.append(float(state.parameters["W"].norm()))
+        norms.append(float(_fitted(recipe, dataset(bars())).parameters["W"].norm()))
     assert norms[1] < norms[0] / 2
 
 
-def test_a_batch_larger_than_the_data_is_refused(make_recipe: Callable[..., Recipe]) -> None:
+def _first_step(make_recipe: MakeRecipe, **fit: Any) -> dict[str, Tensor]:
+    """How far the first step, at learning rate 1, takes each parameter."""
+    recipe = make_recipe(fit={"epochs": 1, "batch_size": 16, "learning_rate": 1.0, "schedule": "constant", **fit})
+    data = dataset(bars())
+    before = begin(recipe, data, build(recipe.objective)).parameters
+    return {name: t - before[name] for name, t in _fitted(recipe, data).parameters.items()}
+
+
+def test_a_gradient_that_is_too_long_is_cut_to_its_largest_norm(make_recipe: MakeRecipe) -> None:
+    free = torch.cat([t.flatten() for t in _first_step(make_recipe).values()])
+    assert float(free.norm()) > 0.5
+    cut = torch.cat([t.flatten() for t in _first_step(make_recipe, clip=0.01).values()])
+    torch.testing.assert_close(cut, free * (0.01 / free.norm()), rtol=0, atol=1e-6)
+    wide_enough = torch.cat([t.flatten() for t in _first_step(make_recipe, clip=100.0).values()])
+    assert torch.equal(wide_enough, free)
+
+
+def test_rates_are_factors_and_0_holds_a_parameter_fixed(make_recipe: MakeRecipe) -> None:
+    free, own = _first_step(make_recipe), _first_step(make_recipe, rates={"W": 0.0, "b": 0.5}, weight_decay=0.1)
+    assert not bool(own["W"].any())
+    torch.testing.assert_close(own["b"], free["b"] / 2, rtol=0, atol=1e-6)
+    torch.testing.assert_close(own["c"], free["c"])
+    recipe = make_recipe(fit={"epochs": 5, "batch_size": 16, "rates": {"c": 0.0}, "momentum": 0.9})
+    assert not bool(_fitted(recipe, dataset(bars())).parameters["c"].any())
+
+
+def test_adam_is_that_of_torch(make_recipe: MakeRecipe) -> None:
+    fit = {"epochs": 10, "batch_size": 16, "learning_rate": 0.05, "schedule": "constant", "optimizer": "adam"}
+    recipe, data = make_recipe(fit=fit), dataset(bars())
+    objective = build(recipe.objective)
+    first = begin(recipe, data, objective)
+    theirs = {name: t.clone() for name, t in first.parameters.items()}
+    optimizer = torch.optim.Adam(list(theirs.values()), lr=0.05, maximize=True)
+    of, memory = manifest(recipe, data), first.memory
+    for step in range(10):
+        rows = data.order(step, recipe.seed)
+        batch = Batch(data.batch(rows, step, recipe.seed))
+        gradient, memory = objective.gradient(model_of(of, theirs), batch, Draws(recipe.seed, step), memory)
+        for name, t in theirs.items():
+            t.grad = gradient[name]
+        optimizer.step()
+    ours = _fitted(recipe, data).parameters
+    for name, t in theirs.items():
+        torch.testing.assert_close(ours[name], t, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("figure", "figures", "stops_after", "best"),
+    [
+        ("log_likelihood_validation", [-5, -4, -3, -2, -1], None, 5),
+        ("log_likelihood_validation", [-5, -3, -4, -3, -2], 4, 2),  # as good as the best is not better
+        ("pseudo_log_likelihood", [-5, -6, -4, -5, -5], 5, 3),
+        ("classification_error_validation", [0.5, 0.1, 0.2, 0.3, 0.0], 4, 2),
+    ],
+)
+def test_patience_stops_where_the_figure_did_not_improve_and_keeps_the_best(
+    make_recipe: MakeRecipe, figure: str, figures: list[float], stops_after: int | None, best: int
+) -> None:
+    recipe = make_recipe(fit={"epochs": 5, "batch_size": 16, "patience": 2})
+    recipe = recipe.model_copy(update={"monitor": recipe.monitor.model_copy(update={"watch": figure})})
+    data, objective = dataset(bars()), build(recipe.objective)
+    seen: list[Tensor] = []
+
+    def after_step(state: FitState) -> None:
+        watch(state, recipe, figures[state.step - 1])
+        seen.append(state.parameters["W"].clone())
+
+    state = begin(recipe, data, objective)
+    train(recipe, data, objective, state, after_step)
+    assert state.step == (stops_after or 5)
+    assert out_of_patience(state, recipe) is (stops_after is not None)
+    assert torch.equal(state.best["W"], seen[best - 1])
+
+
+# --- refusals ---
+
+
+def test_a_batch_larger_than_the_data_is_refused(make_recipe: MakeRecipe) -> None:
     with pytest.raises(DataError, match=r"fit\.batch_size = 50, but there are only 16 training examples"):
-        steps_per_epoch(_dataset(_bars()), make_recipe().fit)
+        steps_per_epoch(dataset(bars()), make_recipe().fit)
 
 
-def test_divergence_is_told_apart_with_what_to_lower(make_recipe: Callable[..., Recipe]) -> None:
+def test_divergence_is_told_apart_with_what_to_lower(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(fit={"epochs": 50, "batch_size": 16, "learning_rate": 1e38, "momentum": 0.9})
-    data, objective = _dataset(_bars()), build(recipe.objective)
     with pytest.raises(
         DivergenceError, match=r"no longer finite after step \d+\. Lower fit\.learning_rate \(now 1e\+38\)"
     ):
-        train(recipe, data, objective, begin(recipe, data, objective), lambda _state: None)
+        _fitted(recipe, dataset(bars()))
 
 
-def _trained(make_recipe: Callable[..., Recipe]) -> tuple[RBM, Dataset, Recipe]:
-    recipe = make_recipe(
-        model={"hidden": 12},
-        objective={"chains": 100, "centring": "centred"},
-        fit={"epochs": 2000, "batch_size": 16, "learning_rate": 0.1},
-        likelihood={"chains": 400, "temperatures": 200, "raise_examples": 8, "raise_runs": 100},
-    )
-    data, objective = _dataset(_bars()), build(recipe.objective)
-    state = begin(recipe, data, objective)
-    train(recipe, data, objective, state, lambda _state: None)
-    return state.model(), data, recipe
+@pytest.mark.parametrize(
+    ("data", "model", "objective", "expected"),
+    [
+        (bars, {"family": "rbmm"}, {}, r"model\.family: 'rbmm' is unknown; expected one of .*rbm"),
+        (bars, {"family": "grbm"}, {}, r"grbm has visible units that are real; data\.domain is binary"),
+        (clouds, {"family": "rbm"}, {}, r"rbm has visible units that are binary or unit; data\.domain is real"),
+        (bars, {"labels": True}, {}, r"model\.labels: toy has no labels"),
+        (bars, {"family": "bm", "hidden": None, "labels": True}, {}, r"model\.labels: bm has no label units"),
+        (bars, {"hidden": None}, {}, r"model\.hidden: say how many hidden units there are"),
+        (bars, {"hidden": [4, 3]}, {}, r"model\.hidden: rbm has one hidden layer; found \[4, 3\]"),
+        (bars, {"family": "bm"}, {}, r"model\.hidden: bm has no hidden units"),
+        (bars, {"family": "dbm", "hidden": None}, {}, r"model\.hidden: .*\[D, H1, \.\., Hk\]"),
+        (bars, {"family": "bm", "hidden": None}, {"name": "sparsity"}, r"sparsity does not train models of family bm"),
+        (bars, {}, {"name": "discriminative"}, r"discriminative does not train models of family rbm without labels"),
+        (bars, {}, {"terms": [{"name": "cd"}, {"name": "discriminative"}]}, r"discriminative does not train models"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_the_recipes_words(
+    make_recipe: MakeRecipe,
+    data: Callable[[], Tensor | Dataset],
+    model: dict[str, Any],
+    objective: dict[str, Any],
+    expected: str,
+) -> None:
+    found = data()
+    recipe = make_recipe(model=model)
+    recipe = recipe.model_copy(update={"objective": objective or recipe.objective})
+    with pytest.raises(RecipeError, match=expected):
+        begin(recipe, found if isinstance(found, Dataset) else dataset(found), build(recipe.objective))
 
 
-def test_every_estimate_of_log_z_agrees_with_enumeration(make_recipe: Callable[..., Recipe]) -> None:
-    model, data, recipe = _trained(make_recipe)
-    found = evaluate(model, data, recipe.likelihood, 3, _silent)
-    m, exact = found.metrics, model.log_partition()
-    assert found.log_partition.method == "exact"
-    assert found.log_partition.value == m["log_partition_exact"] == exact
-    # Errors that are close to normal, each with its own standard error: |z| < 5 is a false alarm once in a million.
-    for method in ("ais", "reverse_ais"):
-        assert abs(m[f"log_partition_{method}"] - exact) < 5 * m[f"log_partition_{method}_stderr"]
-    # RAISE's own bias, half the variance of its mean weight, is far below this at 100 runs.
-    assert abs(m["log_partition_raise"] - exact) < 0.1
-    mean = float(free_energies(model, data.test).mean())
-    assert m["test_log_likelihood_exact"] == pytest.approx(-mean - exact, abs=1e-9)
-    assert m["test_log_likelihood_optimistic"] == pytest.approx(-mean - m["log_partition_ais"], abs=1e-9)
-    assert m["test_log_likelihood_pessimistic"] == pytest.approx(-mean - m["log_partition_reverse_ais"], abs=1e-9)
-    assert (m["test_examples"], m["raise_examples"], m["binarization"]) == (16, 8, "threshold")
+def test_a_rate_of_a_parameter_that_there_is_not_is_refused(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(fit={"rates": {"V": 0.5}})
+    with pytest.raises(RecipeError, match=r"fit\.rates: rbm has no V; it has W, b, c"):
+        begin(recipe, dataset(bars()), build(recipe.objective))
 
 
-def test_monitors_report_what_enumeration_says(make_recipe: Callable[..., Recipe]) -> None:
-    model, data, recipe = _trained(make_recipe)
-    v = data.validation.double()
-    conditional = torch.zeros(len(v), 9, dtype=torch.float64)
-    for unit in range(9):
-        flipped = v.clone()
-        flipped[:, unit] = 1 - v[:, unit]
-        conditional[:, unit] = -torch.log1p(torch.exp(free_energies(model, v) - free_energies(model, flipped)))
-    found = [monitor(model, data, recipe.monitor, 0, step) for step in range(200)]
-    assert found[0]["log_likelihood_validation"] == pytest.approx(_log_likelihood(model, data.validation), abs=1e-9)
-    estimates = torch.tensor([f["pseudo_log_likelihood"] for f in found], dtype=torch.float64)
-    stderr = float(estimates.std()) / math.sqrt(len(estimates))
-    assert abs(float(estimates.mean() - conditional.sum(1).mean())) < 5.2 * stderr
+def test_labels_in_the_data_do_not_disturb_a_model_without_label_units(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(objective={"name": "pcd", "chains": 20, "centring": "centred"}, fit={"batch_size": 8})
+    with_labels, without = labelled_bars(), replace(labelled_bars(), train_labels=None, classes=None)
+    ours, theirs = _fitted(recipe, with_labels), _fitted(recipe, without)
+    assert all(torch.equal(ours.parameters[name], theirs.parameters[name]) for name in ours.parameters)
+    assert set(ours.memory) == set(theirs.memory)

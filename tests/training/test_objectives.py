@@ -1,4 +1,4 @@
-"""Every objective on the shelf, and the gradients of the two that are there, against exact enumeration."""
+"""Every objective on the shelf by its contract; the chains of CD and PCD against exact laws; sums and sparsity."""
 
 from __future__ import annotations
 
@@ -10,96 +10,116 @@ import torch
 from torch import Tensor
 
 from models.families.rbm import RBM
+from models.family import EnergyModel, HasClasses
+from models.layered_family import LayeredModel
 from models.numerics import all_binary_states
-from training.centring import Centring, contrast, offsets
-from training.objective import Draws, Objective, build, objectives
+from tests.models import cases
+from tests.models.cases import Case
+from tests.training.exact import LAYERED, batch_of, law, layered, with_tensors
+from training.objective import Batch, Draws, Memory, Objective, build, objectives
+from training.phases import Phases
 
-CENTRINGS: list[Centring] = ["none", "centred", "enhanced"]
 _CPU = torch.device("cpu")
+_CENTRINGS = ["none", "centred", "enhanced"]
+_DETERMINISTIC = {"sparsity", "discriminative"}
 
 # |z| beyond 6.2 at any of 29 parameters: a false alarm less often than once in 10^7 tests of independent normal means.
 _Z = 6.2
+
+
+def _single(of: Case) -> LayeredModel:
+    """The case's model in the precision of training."""
+    return with_tensors(of, {name: t.float() for name, t in of.model.tensors().items()})
+
+
+def _float(batch: Batch) -> Batch:
+    return Batch(batch.visible.float(), batch.labels)
+
+
+def _base(model: EnergyModel) -> dict[str, Tensor]:
+    classes = model.class_count if isinstance(model, HasClasses) else 0
+    base = {"visible": torch.linspace(-1, 1, 4).double()}
+    return base | ({"label": torch.log(torch.arange(1, classes + 1) / 6)} if classes else {})
+
+
+# --- the contract ---
+
+
+def _settings() -> list[dict[str, Any]]:
+    """Every objective on the shelf in every form that it has."""
+    forms = [(name, kind.model_fields) for name, kind in objectives().items()]
+    found = [{"name": n, "centring": c} if "centring" in f else {"name": n} for n, f in forms for c in _CENTRINGS]
+    return [settings for k, settings in enumerate(found) if settings not in found[:k]]
+
+
+def _trained() -> list[Any]:
+    """Every pair of a small model and an objective that trains it."""
+    models = {name: cases.case(name).model for name in cases.names()}
+    return [
+        pytest.param(name, settings, id=f"{name}-{'-'.join(settings.values())}")
+        for settings in _settings()
+        for name, model in models.items()
+        if build(settings).applies_to(model)
+    ]
+
+
+def test_every_objective_trains_something() -> None:
+    assert {parameters.values[1]["name"] for parameters in _trained()} == set(objectives())
+
+
+@pytest.mark.parametrize(("name", "settings"), _trained())
+def test_every_objective_is_a_function_of_seed_and_step(name: str, settings: dict[str, Any]) -> None:
+    of = cases.case(name, hidden=4)
+    model = type(of.model).from_tensors(of.manifest, {name: t.float() for name, t in of.model.tensors().items()})
+    labels = torch.arange(40) % cases.CLASSES if isinstance(model, HasClasses) and model.class_count else None
+    batch, objective = Batch(cases.some_visibles(of, 40).float(), labels), build(settings)
+    base = _base(model)
+
+    def at(seed: int, step: int) -> tuple[dict[str, Tensor], Memory]:
+        return objective.gradient(model, batch, Draws(seed, step), objective.start(model, base, 1))
+
+    (first, memory), (again, memory_again) = at(1, 3), at(1, 3)
+    shapes = {name: t.shape for name, t in model.tensors().items()}
+    assert first
+    assert {name: t.shape for name, t in first.items()}.items() <= shapes.items()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(memory[name], memory_again[name]) for name in memory)
+    assert set(memory) == set(objective.start(model, base, 1))
+    assert all(bool(torch.isfinite(t).all()) for t in first.values())
+    assert not any(t.requires_grad for t in (*first.values(), *memory.values(), *model.tensors().values()))
+    for other in (at(2, 3)[0], at(1, 4)[0]):
+        same = [torch.equal(first[name], other[name]) for name in first]
+        if settings["name"] in _DETERMINISTIC:
+            assert all(same)
+        if "steps" in type(objective).model_fields:  # of chains
+            assert not all(same)
+
+
+def test_the_draws_of_a_step_are_fair_and_of_their_law() -> None:
+    n = 100_000
+    mean = float(Draws(9, 4).bernoulli(torch.full((1, n), math.log(3.0)), 4, 1).mean())
+    assert abs(mean - 0.75) / math.sqrt(0.75 * 0.25 / n) < 5.2
+    x = Draws(9, 4).normals(torch.zeros(1, n), 4, 1).double()
+    assert abs(float(x.mean())) * math.sqrt(n) < 5.2
+    assert abs(float(x.square().mean()) - 1) * math.sqrt(n / 2) < 5.2
+    p = torch.tensor([0.5, 0.3, 0.2])
+    shares = Draws(9, 4).categorical(p.log().expand(n, -1), 4, 1).mean(0)
+    assert float(((shares - p) / torch.sqrt(p * (1 - p) / n)).abs().max()) < 5.2
+    accepted = float(Draws(9, 4).accept(torch.full((n,), math.log(0.25)), 4, 1).double().mean())
+    assert abs(accepted - 0.25) / math.sqrt(0.25 * 0.75 / n) < 5.2
+
+
+# --- CD ---
 
 
 def _states(units: int) -> Tensor:
     return all_binary_states(units, 0, 1 << units, _CPU)
 
 
-def _data(model: RBM) -> Tensor:
-    """Six examples, far from what the model likes."""
-    return all_binary_states(model.W.shape[0], 3, 9, _CPU)
-
-
-def _log_likelihood(model: RBM) -> float:
-    return -float(model.energy(_data(model)).mean()) - model.log_partition()
-
-
-def _exact_gradient(model: RBM, centring: Centring) -> dict[str, Tensor]:
-    """The objective's own arithmetic with the model's law in place of chains: linear in the chains' states."""
-    data, states = _data(model), _states(model.W.shape[0])
-    p = torch.softmax(-model.energy(states), 0)
-    memory = offsets(model, data.mean(0), centring)
-    total = {name: torch.zeros_like(t) for name, t in model.tensors().items()}
-    for v, weight in zip(states.split(1), p, strict=True):
-        found, _ = contrast((data, model.features(data)), (v, model.features(v)), memory, centring)
-        for name in total:
-            total[name] += weight * found[name]
-    return total
-
-
-def test_with_the_exact_law_the_gradient_is_that_of_the_log_likelihood(tiny_rbm: RBM) -> None:
-    gradient = _exact_gradient(tiny_rbm, "none")
-    step = 1e-6
-    for name, tensor in tiny_rbm.tensors().items():
-        for index in range(tensor.numel()):
-            moved = []
-            for sign in (1, -1):
-                tensors = {k: t.clone() for k, t in tiny_rbm.tensors().items()}
-                tensors[name].view(-1)[index] += sign * step
-                moved.append(_log_likelihood(RBM(tensors["W"], tensors["b"], tensors["c"])))
-            assert float(gradient[name].reshape(-1)[index]) == pytest.approx(
-                (moved[0] - moved[1]) / (2 * step), abs=1e-8
-            )
-
-
-def _centred_energy(tensors: dict[str, Tensor], mu: Tensor, lam: Tensor, v: Tensor, h: Tensor) -> Tensor:
-    v, h = v - mu, h - lam
-    return -((v @ tensors["W"]) * h).sum(1) - v @ tensors["b"] - h @ tensors["c"]
-
-
-def test_a_centred_step_is_a_step_of_the_centred_model_written_in_ordinary_parameters(tiny_rbm: RBM) -> None:
-    data = _data(tiny_rbm)
-    memory = offsets(tiny_rbm, data.mean(0), "centred")
-    v_model = _states(5)[7:20]
-    positive, negative = (data, tiny_rbm.features(data)), (v_model, tiny_rbm.features(v_model))
-    gradient, after = contrast(positive, negative, memory, "centred")
-    mu, lam = after["visible_offset"], after["hidden_offset"]
-    # The same model with centred units has the biases b + W lambda and c + W'mu; its gradient are the covariances.
-    step, w, b, c = 0.3, tiny_rbm.W, tiny_rbm.b, tiny_rbm.c
-    product = [(v - mu).T @ (h - lam) / len(v) for v, h in (positive, negative)]
-    centred = {
-        "W": w + step * (product[0] - product[1]),
-        "b": b + w @ lam + step * (positive[0].mean(0) - negative[0].mean(0)),
-        "c": c + w.T @ mu + step * (positive[1].mean(0) - negative[1].mean(0)),
-    }
-    ordinary = RBM(*(t + step * gradient[name] for name, t in tiny_rbm.tensors().items()))
-    v, h = _states(5).repeat_interleave(16, 0), _states(4).repeat(32, 1)
-    law = torch.log_softmax(-_centred_energy(centred, mu, lam, v, h), 0)
-    expected = torch.log_softmax(-ordinary.joint_energy({"visible": v, "hidden": h}), 0)
-    torch.testing.assert_close(law, expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("centring", CENTRINGS)
-def test_every_form_of_the_gradient_climbs(tiny_rbm: RBM, centring: Centring) -> None:
-    gradient = _exact_gradient(tiny_rbm, centring)
-    moved = RBM(*(t + 1e-4 * gradient[name] for name, t in tiny_rbm.tensors().items()))
-    assert _log_likelihood(moved) > _log_likelihood(tiny_rbm)
-
-
 def _transition(model: RBM) -> Tensor:
     """p(v' | v) of one sweep hidden, visible: (32, 32)."""
     v, h = _states(5), _states(4)
-    return _law(model.features(v), h) @ _law(torch.sigmoid(model.visible_logits(h)), v)
+    return _law(model.features(v), h) @ _law(torch.sigmoid(model.b + h @ model.W.T), v)
 
 
 def _law(p: Tensor, states: Tensor) -> Tensor:
@@ -125,7 +145,7 @@ def _largest_z(model: RBM, gradient: dict[str, Tensor], data: Tensor, law: Tenso
     return max(float(part.abs().max()) for part in z)
 
 
-def _single(model: RBM) -> RBM:
+def _float_rbm(model: RBM) -> RBM:
     return RBM(model.W.float(), model.b.float(), model.c.float())
 
 
@@ -134,7 +154,7 @@ def test_cd_makes_k_sweeps_from_the_data(tiny_rbm: RBM, k: int, wrong_k: int) ->
     n = 60_000
     start = all_binary_states(5, 3, 4, _CPU)
     gradient, _ = build({"name": "cd", "steps": k}).gradient(
-        _single(tiny_rbm), start.float().expand(n, -1).contiguous(), Draws(5, 0), {}
+        _float_rbm(tiny_rbm), Batch(start.float().expand(n, -1).contiguous()), Draws(5, 0), {}
     )
     laws = (torch.linalg.matrix_power(_transition(tiny_rbm), sweeps)[3] for sweeps in (k, wrong_k))
     right, wrong = (_largest_z(tiny_rbm, gradient, start, law, n) for law in laws)
@@ -143,56 +163,133 @@ def test_cd_makes_k_sweeps_from_the_data(tiny_rbm: RBM, k: int, wrong_k: int) ->
     assert wrong > _Z + 3.1
 
 
-def test_pcd_chains_reach_the_models_law_and_not_the_datas(tiny_rbm: RBM) -> None:
-    n = 20_000
-    model, data = _single(tiny_rbm), _data(tiny_rbm)
-    objective = build({"name": "pcd", "chains": n, "steps": 10})
-    memory = objective.start(model, data.mean(0), seed=5)
+def test_many_sweeps_of_cd_forget_the_labels_that_they_start_from() -> None:
+    of = cases.case("rbm labelled", hidden=4, scale=0.5)
+    model = _single(of)
+    terms = []
+    for label in (0, 2):
+        batch = Batch(torch.ones(20_000, 4), torch.full((20_000,), label))
+        gradient, _ = build({"name": "cd", "steps": 30}).gradient(model, batch, Draws(5, 0), {})
+        terms.append(torch.eye(3)[label] - gradient["d"])  # the chains' shares of the classes
+    rows, p = law(layered(of))
+    truth = (p @ rows["label"]).float()
+    for share in terms:
+        assert float(((share - truth) / torch.sqrt(truth * (1 - truth) / 20_000)).abs().max()) < 5.2
+
+
+# --- PCD ---
+
+_GROUPS, _CHAINS = 40, 150
+
+
+def _negative_phases(of: Case, seed: int = 5) -> dict[str, Tensor]:
+    """The model's term of PCD's gradient after 200 sweeps, from 40 independent groups of chains."""
+    model, batch = _single(of), _float(batch_of(of))
+    objective = build({"name": "pcd", "chains": _GROUPS * _CHAINS, "steps": 10})
+    memory = objective.start(model, _base(model), seed)
     for step in range(20):
-        gradient, memory = objective.gradient(model, data.float(), Draws(5, step), memory)
-    law = torch.softmax(-tiny_rbm.energy(_states(5)), 0)
-    assert _largest_z(tiny_rbm, gradient, data, law, n) < _Z
-    assert _largest_z(tiny_rbm, gradient, data, law @ _transition(_colder(tiny_rbm)), n) > _Z + 3.1
+        _, memory = objective.gradient(model, batch, Draws(seed, step), memory)
+    phases = Phases(model)
+    positive, _ = phases.contrast(phases.data(batch), {b: torch.zeros(1, n) for b, n in _sizes(model)}, {}, "none")
+    found = []
+    for group in range(_GROUPS):
+        own = {name: t[group * _CHAINS : (group + 1) * _CHAINS] for name, t in memory.items()}
+        gradient, _ = build({"name": "pcd", "chains": _CHAINS}).gradient(model, batch, Draws(seed + 1 + group, 0), own)
+        found.append({name: positive[name] - g for name, g in gradient.items() if name != "log_sigma"})
+    return {name: torch.stack([f[name] for f in found]).double() for name in found[0]}
 
 
-def _colder(model: RBM) -> RBM:
-    """The named defect: a sweep at weights 10 % too large."""
-    return RBM(model.W * 1.1, model.b, model.c)
+def _sizes(model: LayeredModel) -> list[tuple[str, int]]:
+    return [(block, model.block_units(block)) for block in model.blocks]
 
 
-def test_the_first_chains_of_pcd_have_the_datas_means(tiny_rbm: RBM) -> None:
+def _expected_statistics(of: Case) -> dict[str, Tensor]:
+    """<x y'> and <x> of the model by enumeration, by parameter; real visibles in standard deviations in products."""
+    model = layered(of)
+    phases, (rows, p) = Phases(model), law(model)
+    machine, names = phases.machine, phases.names
+    found = {names[f"bias of {b}"]: p @ x for b, x in rows.items()}
+    scaled = rows if machine.log_sigma is None else rows | {"visible": rows["visible"] * torch.exp(-machine.log_sigma)}
+    for n in range(machine.depth):
+        below, above = machine.layers[n : n + 2]
+        found[names[f"weights {n}"]] = (p[:, None] * scaled[below]).T @ scaled[above]
+    if machine.classes:
+        found[names["U"]] = (p[:, None] * rows["label"]).T @ rows[machine.layers[-1]]
+    return found
+
+
+def _largest_t(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    """Student's t of 40 independent means of 250 chains, the largest of all parameters."""
+    t = [
+        (x.mean(0) - truth[name]) / (x.std(0) / math.sqrt(_GROUPS) + 1e-9) for name, x in found.items() if name in truth
+    ]
+    return max(float(part.abs().max()) for part in t)
+
+
+@pytest.mark.parametrize("name", ["rbm", "rbm labelled", "grbm", "dbm", "dbm deep labelled", "dbm real labelled"])
+def test_the_chains_of_pcd_reach_the_models_law(name: str) -> None:
+    of = cases.case(name, hidden=5, seed=1, scale=0.7)
+    found = _negative_phases(of)
+    # Of 50 parameters, |t| > 7.5 with 39 degrees of freedom: a false alarm less often than once in 10^6.
+    assert _largest_t(found, _expected_statistics(of)) < 7.5
+    # The named defect: chains of a model whose weights are a fifth larger.
+    colder = {k: 1.2 * t if t.ndim == 2 else t for k, t in of.model.tensors().items()}
+    wrong = Case(with_tensors(of, colder), of.manifest, of.values)
+    assert _largest_t(found, _expected_statistics(wrong)) > 7.5 + 3.5
+
+
+def test_the_first_chains_of_pcd_have_the_datas_means() -> None:
     flat = RBM(torch.zeros(4, 3), torch.zeros(4), torch.tensor([0.0, 2.0, -1.0]))
-    memory = build({"name": "pcd", "chains": 40_000}).start(flat, torch.full((4,), 0.25).double(), seed=1)
+    memory = build({"name": "pcd", "chains": 40_000}).start(flat, {"visible": torch.zeros(4).double()}, seed=1)
     expected = torch.sigmoid(flat.c)
-    z = (memory["h"].mean(0) - expected) / torch.sqrt(expected * (1 - expected) / 40_000)
+    z = (memory["chains.hidden"].mean(0) - expected) / torch.sqrt(expected * (1 - expected) / 40_000)
+    assert float(z.abs().max()) < 5.2
+    copies = RBM(40.0 * torch.eye(3), torch.zeros(3), torch.full((3,), -20.0))  # hidden units that copy the visibles
+    base = {"visible": torch.logit(torch.tensor([0.2, 0.5, 0.9]).double())}
+    memory = build({"name": "pcd", "chains": 40_000}).start(copies, base, seed=1)
+    p = torch.tensor([0.2, 0.5, 0.9])
+    z = (memory["chains.hidden"].mean(0) - p) / torch.sqrt(p * (1 - p) / 40_000)
     assert float(z.abs().max()) < 5.2
 
 
-def _settings() -> list[dict[str, Any]]:
-    """Every objective on the shelf in every form that it has."""
-    forms = [(name, kind.model_fields) for name, kind in objectives().items()]
-    return [{"name": n, "centring": c} if "centring" in f else {"name": n} for n, f in forms for c in CENTRINGS]
+# --- sums ---
 
 
-@pytest.mark.parametrize("settings", _settings(), ids=lambda s: "-".join(s.values()))
-def test_every_objective_is_a_function_of_seed_and_step(tiny_rbm: RBM, settings: dict[str, Any]) -> None:
-    model, batch = _single(tiny_rbm), _data(tiny_rbm).float()
-    objective: Objective = build(settings)
+@pytest.mark.parametrize("name", ["rbm labelled", "dbm labelled"])
+def test_a_sum_climbs_the_weighted_sum_and_keeps_each_terms_memory_apart(name: str) -> None:
+    of = cases.case(name, hidden=4)
+    model, batch = _single(of), _float(batch_of(of, 20))
+    terms = [{"name": "pcd", "chains": 30}, {"name": "discriminative"}, {"name": "pcd", "chains": 7}]
+    weights = [0.5, 2.0, 1.0]
+    whole = build({"terms": [{**t, "weight": w} for t, w in zip(terms[:2], weights[:2], strict=True)] + [terms[2]]})
+    memory = whole.start(model, _base(model), 1)
+    found, after = whole.gradient(model, batch, Draws(3, 2), memory)
+    expected: dict[str, Any] = {}
+    for k, (settings, weight) in enumerate(zip(terms, weights, strict=True)):
+        part: Objective = build(settings)
+        gradient, own = part.gradient(model, batch, Draws(3, 2), part.start(model, _base(model), 1))
+        for parameter, g in gradient.items():
+            expected[parameter] = expected.get(parameter, 0.0) + weight * g
+        assert all(torch.equal(after[f"{k}.{key}"], tensor) for key, tensor in own.items())
+    assert set(found) == set(expected)
+    for parameter, g in found.items():
+        torch.testing.assert_close(g, expected[parameter])
+    assert set(after) == set(memory)
+    assert len(after["0.chains.hidden" if name == "rbm labelled" else "0.chains.hidden1"]) == 30
 
-    def at(seed: int, step: int) -> tuple[dict[str, Tensor], Any]:
-        memory = objective.start(model, batch.double().mean(0), 1)
-        return objective.gradient(model, batch, Draws(seed, step), memory)
 
-    (first, memory), (again, memory_again) = at(1, 3), at(1, 3)
-    assert {name: t.shape for name, t in first.items()} == {name: t.shape for name, t in model.tensors().items()}
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert all(torch.equal(memory[name], memory_again[name]) for name in memory)
-    assert all(bool(torch.isfinite(t).all()) for t in first.values())
-    for other in (at(2, 3)[0], at(1, 4)[0]):
-        assert not torch.equal(first["W"], other["W"])
+# --- sparsity ---
 
 
-def test_the_draws_of_a_step_are_fair(tiny_rbm: RBM) -> None:
-    logits = torch.full((1, 100_000), math.log(3.0))
-    mean = float(Draws(9, 4).bernoulli(logits, 4, 1).mean())
-    assert abs(mean - 0.75) / math.sqrt(0.75 * 0.25 / 100_000) < 5.2
+@pytest.mark.parametrize("name", LAYERED)
+def test_sparsity_climbs_the_cross_entropy_of_hidden_means_with_the_target(name: str) -> None:
+    of = cases.case(name, hidden=4)
+    model, batch = layered(of), batch_of(of, 10)
+    found, memory = build({"name": "sparsity", "target": 0.3}).gradient(model, batch, Draws(1, 0), {})
+    phases = Phases(model)
+    means = phases.data(batch)
+    assert not memory
+    assert set(found) == {phases.names[f"bias of {block}"] for block in model.layers}
+    for block in model.layers:
+        # The derivative of target log q + (1 - target) log(1 - q) by the bias of a unit whose mean q is its sigmoid.
+        torch.testing.assert_close(found[phases.names[f"bias of {block}"]], 0.3 - means[block].mean(0))

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from models import checkpoint
-from training.cli import app
+from models.family import HasClasses
+from training.cli import _print_result, app
+from training.config import DataSettings, validated
+from training.config import shipped as recipes
+from training.data import load
+from training.likelihood import classification_error
+from training.run import Result
 
 _SMALL = ("model.hidden=12", "monitor.ais_temperatures=0", "monitor.every=5", "likelihood.temperatures=20")
 
@@ -45,10 +56,24 @@ def _start(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def _wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+def _fork(arguments: list[str]) -> ForkProcess:
+    """As `_start`, without the seconds that a new interpreter takes to import and compile."""
+    process = multiprocessing.get_context("fork").Process(target=_invoke, args=arguments)
+    process.start()
+    return process
+
+
+def _kill(process: ForkProcess) -> None:
+    process.kill()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _wait_for(process: subprocess.Popen[str] | ForkProcess, condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, "the run ended before it could be interrupted"
+        running = process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
+        assert running, "the run ended before it could be interrupted"
         assert time.monotonic() < end
         time.sleep(0.005)
 
@@ -64,13 +89,19 @@ def _records(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def long_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Settings of a run that takes a few seconds, on data that are quickly read."""
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    np.savez(path, x=load_digits().images)
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits and their classes, in a file that is quickly read."""
+    path, found = tmp_path_factory.mktemp("data") / "digits.npz", load_digits()
+    np.savez(path, x=found.images, y=found.target)
+    return path
+
+
+@pytest.fixture(scope="module")
+def long_run(digits: Path) -> tuple[str, ...]:
+    """Settings of a run that takes a few seconds."""
     return (
-        *(*_SMALL, "fit.epochs=400", "fit.batch_size=200", "fit.momentum=0.5"),
-        *("data.binarization=stochastic", f"data.dataset={path}"),
+        *(*_SMALL, "fit.epochs=250", "fit.batch_size=200", "fit.momentum=0.5"),
+        *("data.binarization=stochastic", f"data.dataset={digits}"),
     )
 
 
@@ -99,7 +130,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_bits(
 ) -> None:
     for count, number in enumerate((signal.SIGINT, signal.SIGTERM)):
         process = _start(_arguments(tmp_path, long_run, *(["--resume"] if count else [])))
-        _wait_for(process, lambda lines=4 + 20 * count: len(_lines(tmp_path)) >= lines)
+        _wait_for(process, lambda lines=4 + 10 * count: len(_lines(tmp_path)) >= lines)
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 130, output
@@ -122,10 +153,66 @@ def test_a_killed_run_goes_on_from_its_last_epoch_and_ends_with_the_same_bits(
     assert process.returncode == -signal.SIGKILL
     # What a crash in the middle of a line, after the last state was saved, would have left.
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 99999999, "epoch": 1}\n{"step": 1000')
+        file.write('{"stage": 0, "step": 99999999, "epoch": 1}\n{"step": 1000')
     code, output = _invoke(*_arguments(tmp_path, long_run, "--resume"))
     assert code == 0, output
     _assert_same(tmp_path, uninterrupted)
+
+
+_QUICK = ("data.validation=40", "data.test=40", "monitor.examples=40", "monitor.every=1", "likelihood.chains=10")
+_FAMILIES = {
+    "rbm with labels and terms": (
+        *("model.hidden=10", "model.labels=true", "data.binarization=stochastic", "fit.epochs=25"),
+        'objective.terms=[{name="pcd", centring="centred"}, {name="discriminative", weight=0.2}, {name="sparsity"}]',
+    ),
+    "grbm": ("model.family=grbm", "model.hidden=10", "data.domain=real", "fit.learning_rate=0.01", "fit.epochs=25"),
+    "dbm with labels and patience": (
+        *("model.family=dbm", "model.hidden=[8, 4]", "model.labels=true", "fit.epochs=25", "fit.patience=20"),
+        *("monitor.watch=classification_error_validation", "fit.momentum=0.5"),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", _FAMILIES)
+def test_a_killed_run_of_any_family_goes_on_and_ends_with_the_same_bits(
+    tmp_path: Path, digits: Path, family: str
+) -> None:
+    settings = (*_SMALL, *_QUICK, *_FAMILIES[family], f"data.dataset={digits}", "fit.batch_size=200")
+    process = _fork(_arguments(tmp_path / "killed", settings))
+    _wait_for(process, lambda: len(_lines(tmp_path / "killed")) >= 4)
+    _kill(process)
+    for folder, more in ((tmp_path / "killed", ["--resume"]), (tmp_path / "whole", [])):
+        code, output = _invoke(*_arguments(folder, settings, *more))
+        assert code == 0, output
+    _assert_same(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_patience_ends_a_run_with_its_best_parameters(tmp_path: Path, digits: Path) -> None:
+    settings = (
+        *(*_SMALL, *_QUICK, f"data.dataset={digits}", "model.labels=true", "model.hidden=6", "fit.epochs=500"),
+        *("fit.batch_size=200", "fit.patience=4", "monitor.watch=classification_error_validation"),
+        *("fit.learning_rate=0.5", "fit.schedule=constant"),
+    )
+    code, output = _invoke(*_arguments(tmp_path, settings))
+    assert code == 0, output
+    errors = [r["classification_error_validation"] for r in _records(tmp_path)]
+    best = errors.index(min(errors))
+    assert len(errors) - 1 - best == 4
+    found = checkpoint.read(tmp_path / "models" / "rbm-digits" / "1")
+    assert found.manifest.training is not None
+    assert found.manifest.training.epochs == len(errors) - 1 < 500
+    data = load(DataSettings(dataset=str(digits), validation=40, test=40))
+    model = found.model
+    assert isinstance(model, HasClasses)
+    assert data.validation_labels is not None
+    assert classification_error(model, data.validation, data.validation_labels) == errors[best] != errors[-1]
+
+
+def test_a_figure_that_is_not_there_cannot_be_waited_for(tmp_path: Path) -> None:
+    settings = (*_SMALL, "fit.patience=2", "monitor.watch=classification_error_validation")
+    code, output = _invoke(*_arguments(tmp_path, settings))
+    assert code == 2
+    assert "fit.patience: there is no classification_error_validation to wait for; set monitor.watch" in output
 
 
 def test_a_run_leaves_a_checkpoint_that_loads_its_figures_and_its_pictures(tmp_path: Path) -> None:
@@ -176,6 +263,42 @@ def test_a_path_replaces_the_recipes_data(tmp_path: Path, images: np.ndarray) ->
     assert "raise" not in " ".join(manifest.training.metrics or {})
 
 
+def _printed(metrics: dict[str, Any]) -> list[str]:
+    console = Console(file=io.StringIO(), width=200)
+    _print_result(console, Result(Path("models/a/1"), metrics), Path("runs/a"))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+_AIS = {
+    **{"ais_chains": 100, "ais_temperatures": 1000, "log_partition_ais": 12.5, "log_partition_ais_stderr": 0.04},
+    **{"log_partition_reverse_ais": 12.6, "log_partition_reverse_ais_stderr": 0.05},
+    **{"test_log_likelihood_optimistic": -84.5, "test_log_likelihood_pessimistic": -84.6, "test_examples": 250},
+}
+
+
+def test_the_figures_are_printed_with_their_sides() -> None:
+    exact = {"energy_kind": "exact", "binarization": "threshold", "test_log_likelihood_exact": -84.55}
+    assert _printed(_AIS | exact) == [
+        "checkpoint  models/a/1",
+        "run         runs/a (metrics.jsonl and pictures)",
+        "test log-likelihood, nats per example (250 examples, threshold binarization):",
+        "  exact          -84.550  log Z by enumeration",
+        "  optimistic     -84.500  AIS, 100 chains x 1000 temperatures: log Z = 12.500 +- 0.040",
+        "  pessimistic    -84.600  reverse AIS, 100 chains x 1000 temperatures: log Z = 12.600 +- 0.050",
+    ]
+
+
+def test_bounds_and_classification_are_printed_as_what_they_are() -> None:
+    bound = {"energy_kind": "lower_bound", "binarization": None}
+    classes = {"test_classification_error": 0.0124, "classification": "mean_field"}
+    lines = _printed(_AIS | bound | classes)
+    assert lines[2] == "test classification error: 1.24% of 250 examples (mean_field)"
+    assert lines[3] == "test log-likelihood, lower bounds, nats per example (250 examples):"
+    estimate = _printed({"energy_kind": "estimate", "binarization": None, "test_examples": 3})
+    assert estimate[-1] == "test log-likelihood, importance-weighted estimates, nats per example (3 examples):"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -184,6 +307,8 @@ def test_a_path_replaces_the_recipes_data(tmp_path: Path, images: np.ndarray) ->
         (["train", "rbm-digits", "--set", "fit.epoch=1"], "unknown key fit.epoch"),
         (["train", "rbm-digits", "--set", "objective.step=1"], "settings of pcd: steps, chains, centring"),
         (["train", "rbm-digits", "--set", "fit.batch_size=100000"], "there are only 1297 training examples"),
+        (["train", "rbm-digits", "--set", "model.family=grbm"], "grbm has visible units that are real"),
+        (["train", "rbm-digits", "--set", "model.hidden=[8, 0]"], "from 1 to 1,000,000 units a layer"),
         (["train", "rbm-digits", "--name", "a/b"], "model name 'a/b'"),
         (["train", "rbm-digits", "--device", "tpu"], "device 'tpu': expected auto, cpu or cuda"),
         (["train", "rbm-digits", "--resume"], "nothing to resume in runs/rbm-digits: no run was saved there"),
@@ -209,13 +334,12 @@ def test_divergence_stops_with_a_plain_message(tmp_path: Path) -> None:
 def test_a_second_run_in_the_same_folder_is_refused_and_a_new_one_moves_the_unfinished_aside(
     tmp_path: Path, long_run: tuple[str, ...]
 ) -> None:
-    process = _start(_arguments(tmp_path, long_run))
+    process = _fork(_arguments(tmp_path, long_run))
     _wait_for(process, (tmp_path / "run" / "state.safetensors").exists)
     code, output = _invoke(*_arguments(tmp_path, long_run))
     assert code == 2
     assert "another run is at work in" in output
-    process.kill()
-    process.communicate(timeout=60)
+    _kill(process)
     saved = (tmp_path / "run" / "state.safetensors").read_bytes()
     code, output = _invoke(*_arguments(tmp_path, long_run, "--set", "fit.learning_rate=0.5", "--resume"))
     assert code == 2
@@ -245,6 +369,19 @@ def test_recipes_are_listed_with_data_set_size_and_figure() -> None:
     found = CliRunner().invoke(app, ["recipes"], env={"COLUMNS": "200"})
     assert found.exit_code == 0
     for expected in ("rbm-digits", "rbm-mnist", "mnist", "hidden", "nats"):
+        assert expected in found.output
+
+
+def test_recipes_of_layers_labels_terms_and_real_data_are_listed_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = recipes()["rbm-digits"].model_dump() | {
+        "model": {"family": "dbm", "hidden": [500, 200], "labels": True},
+        "objective": {"terms": [{"name": "pcd"}, {"name": "sparsity", "weight": 0.1}]},
+    }
+    tree["data"] |= {"domain": "real"}
+    deep = {"deep": validated(tree | {"name": "deep"}, "test")}
+    monkeypatch.setattr("training.config.shipped", lambda: deep)
+    found = CliRunner().invoke(app, ["recipes"], env={"COLUMNS": "250"})
+    for expected in ("digits (real)", "dbm, 500-200 hidden, labels, ", "pcd + sparsity"):
         assert expected in found.output
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from models.families.rbm import RBM
-from training.centring import Centring, contrast, offsets
-from training.objective import Draws, Memory, Objective
+from models.family import Base, EnergyModel
+from models.layered_family import LayeredModel
+from training.objective import Batch, Draws, Memory, Objective
+from training.phases import Centring, Doubled, Phases, Products
 
 
 class CD(Objective):
@@ -24,20 +23,26 @@ class CD(Objective):
 
     steps: int = Field(1, ge=1, description="k.")
     centring: Centring = "none"
+    products: Products = Field("float32", description="Precision of matrix products.")
+    doubled: Doubled = Field("none", description="For a layer that will be an end of a DBM.")
 
-    def start(self, model: RBM, means: Float[Tensor, " visible"], seed: int) -> Memory:  # noqa: ARG002
+    @classmethod
+    def applies_to(cls, model: EnergyModel) -> bool:
+        """Layered machines."""
+        return isinstance(model, LayeredModel)
+
+    def start(self, model: EnergyModel, base: Base, seed: int) -> Memory:  # noqa: ARG002
         """The offsets alone."""
-        return offsets(model, means, self.centring)
+        assert isinstance(model, LayeredModel)
+        return Phases(model).offsets(base, self.centring)
 
     def gradient(
-        self, model: RBM, batch: Float[Tensor, "n visible"], draws: Draws, memory: Memory
+        self, model: EnergyModel, batch: Batch, draws: Draws, memory: Memory
     ) -> tuple[dict[str, Tensor], Memory]:
-        """Data against the k-th reconstruction, its hidden units at their means."""
-        logits = model.hidden_logits(batch)
-        h_data = torch.sigmoid(logits)
-        for k in range(self.steps):
-            sweep = draws.step * self.steps + k
-            h = draws.bernoulli(logits, sweep, 0)
-            v = draws.bernoulli(model.visible_logits(h), sweep, 1)
-            logits = model.hidden_logits(v)
-        return contrast((batch, h_data), (v, torch.sigmoid(logits)), memory, self.centring)
+        """Data against the k-th reconstruction, its odd layers at their means."""
+        assert isinstance(model, LayeredModel)
+        phases = Phases(model, doubled=self.doubled, products=self.products)
+        data = phases.data(batch)
+        first = draws.step * self.steps
+        seen, _ = phases.advance(phases.from_data(data, draws, first), draws, first, self.steps)
+        return phases.contrast(data, seen, memory, self.centring)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from models.families.rbm import RBM
-from training.centring import Centring, contrast, offsets
-from training.objective import Draws, Memory, Objective
+from models.family import Base, EnergyModel
+from models.layered_family import LayeredModel
+from models.pairwise_family import PairwiseModel
+from training.objective import Batch, Draws, Memory, Objective
+from training.pairwise_phases import PairwisePhases
+from training.phases import Centring, Doubled, Phases, Products
 
 
 class PCD(Objective):
     """PCD-k: the model's expectations from chains that go on from step to step, k sweeps each.
 
-    Close to the log-likelihood's gradient while the parameters move slowly compared with the chains.
+    Close to the log-likelihood's gradient while the parameters move slowly compared with the chains. For a DBM the
+    data's expectations are mean-field: variational PCD (Salakhutdinov & Hinton 2009).
     """
 
     name: ClassVar[str] = "pcd"
@@ -25,27 +27,33 @@ class PCD(Objective):
     steps: int = Field(1, ge=1, description="k.")
     chains: int = Field(100, ge=1)
     centring: Centring = "none"
+    products: Products = Field("float32", description="Precision of matrix products.")
+    doubled: Doubled = Field("none", description="For a layer that will be an end of a DBM.")
+    mean_field_sweeps: int = Field(10, ge=1, description="For more than one hidden layer.")
 
-    def start(self, model: RBM, means: Float[Tensor, " visible"], seed: int) -> Memory:
-        """Hidden units of the chains, drawn given independent visibles with the data's means; and the offsets."""
-        draws = Draws(seed, 0)
-        v = draws.bernoulli(torch.special.logit(means, 1e-6).expand(self.chains, -1), 0, 2)
-        return {"h": draws.bernoulli(model.hidden_logits(v), 0, 3), **offsets(model, means, self.centring)}
+    @classmethod
+    def applies_to(cls, model: EnergyModel) -> bool:
+        """Layered machines, and those with any couplings of pairs."""
+        return isinstance(model, LayeredModel | PairwiseModel)
+
+    def start(self, model: EnergyModel, base: Base, seed: int) -> Memory:
+        """Chains from independent visibles with the data's means; and the offsets."""
+        phases = self._phases(model)
+        chains = phases.first(base, self.chains, seed)
+        return {f"chains.{b}": s for b, s in chains.items()} | dict(phases.offsets(base, self.centring))
 
     def gradient(
-        self, model: RBM, batch: Float[Tensor, "n visible"], draws: Draws, memory: Memory
+        self, model: EnergyModel, batch: Batch, draws: Draws, memory: Memory
     ) -> tuple[dict[str, Tensor], Memory]:
-        """Data against the chains. A sweep draws visible given hidden, then hidden given visible.
+        """Data against the chains."""
+        phases = self._phases(model)
+        chains = {name.removeprefix("chains."): t for name, t in memory.items() if name.startswith("chains.")}
+        seen, chains = phases.advance(chains, draws, draws.step * self.steps, self.steps)
+        gradient, kept = phases.contrast(phases.data(batch), seen, memory, self.centring)
+        return gradient, {**kept, **{f"chains.{b}": s for b, s in chains.items()}}
 
-        In that order the last sweep's hidden logits serve the statistics too, and data and chains share a product.
-        """
-        h, n = memory["h"], len(batch)
-        for k in range(self.steps):
-            sweep = draws.step * self.steps + k
-            v = draws.bernoulli(model.visible_logits(h), sweep, 1)
-            last = k == self.steps - 1
-            logits = model.hidden_logits(torch.cat((batch, v)) if last else v)
-            h = draws.bernoulli(logits[-self.chains :], sweep, 0)
-        means = torch.sigmoid(logits)
-        gradient, kept = contrast((batch, means[:n]), (v, means[n:]), memory, self.centring)
-        return gradient, {**kept, "h": h}
+    def _phases(self, model: EnergyModel) -> Phases | PairwisePhases:
+        if isinstance(model, PairwiseModel):
+            return PairwisePhases(model)
+        assert isinstance(model, LayeredModel)
+        return Phases(model, self.mean_field_sweeps, self.doubled, self.products)

@@ -26,7 +26,7 @@ from service.api.streams import until
 from service.api.submissions import Work, parse_request, plan, request_hash, submission
 from service.core.card import Card
 from service.core.errors import NotReady, UnknownModel
-from service.core.job import JobRecord, JobStatus
+from service.core.job import JobRecord, JobStatus, LogPartitionSpec
 from service.queue.errors import IdempotencyConflict, QueueFull, QueueUnavailable
 from service.store.files import StoreError
 
@@ -110,6 +110,8 @@ async def submit(
     body = await read_body(request, parts.settings.max_body_bytes)
     prepare = partial(_prepare, parts, body)
     card, work, hashed = await run_in_threadpool(prepare) if len(body) > IN_THREAD_BYTES else prepare()
+    if not isinstance(work.spec, LogPartitionSpec):
+        await run_in_threadpool(parts.models.check_sampler, card, work.spec.sampler)
     traceparent = getattr(request.state, "traceparent", None)
     sent = submission(work, card, owner(request), hashed, idempotency_key, traceparent)
     if work.arrays:
@@ -217,6 +219,6 @@ def _check_finished(job: JobRecord) -> None:
 
 def _domain(parts: Services, job: JobRecord) -> Domain:
     try:
-        return parts.models.card(job.model, job.version).visible.domain
+        return parts.models.card(job.model, job.version).input_domain
     except (UnknownModel, NotReady):
         return "real"

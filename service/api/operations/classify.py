@@ -31,11 +31,12 @@ class ClassifyAnswer(Answer):
     probabilities: list[list[float | None]] = Field(description="(n, K), in the order of `classes`.")
     labels: list[int | str] = Field(description="The likeliest class of each input.")
     classes: list[int | str]
+    kind: str = Field(description="How the probabilities are had: exact, mean_field, recognition or estimate.")
     top: list[list[Candidate]] | None = Field(None, description="(n, top_k); there where `top_k` was sent.")
 
 
 class Classify(Operation):
-    """`run(...)` -> `probabilities` (n, K)."""
+    """`run(...)` -> `probabilities` (n, K), `kind`."""
 
     name: ClassVar[str] = "classify"
     summary: ClassVar[str] = "Class probabilities of each input."

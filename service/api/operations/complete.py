@@ -29,7 +29,9 @@ class CompleteFields(Fields):
     sweeps: int = Field(100, ge=1, description="Sweeps of the sampler for each completion.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn, and reported, where absent.")
     sampler: SamplerField | None = None
-    label: int | str | None = Field(None, description="Class to complete towards, where the model has classes.")
+    label: list[int | str] | int | str | None = Field(
+        None, description="Class to complete towards, where the model has classes: one for all, or one an input."
+    )
 
 
 class CompleteAnswer(Answer):

@@ -22,11 +22,17 @@ class EnergyAnswer(Answer):
     """E(x), or E(x, y)."""
 
     energy: list[float | None] = Field(description="In nats, one for each input; up to log Z, -log p(x).")
-    kind: str = Field(description="What the model's energy is: exact, a bound, or an estimate.")
+    kind: str = Field(
+        description="exact; lower_bound: minus the energy is one, on the unnormalized log-density; or estimate."
+    )
+    stderr: list[float | None] | None = Field(
+        None, description="Standard error of each energy, nats; there where they are estimates."
+    )
 
 
 class Energy(Operation):
-    """`run(..., labels: (n,) int64 positions in the card's classes)` -> `energy` (n,), `kind`."""
+    """`run(..., labels: (n,) int64 positions in the card's classes)` -> `energy` (n,), `kind`, and where it is an
+    estimate `stderr` (n,)."""
 
     name: ClassVar[str] = "energy"
     summary: ClassVar[str] = "Energy of each input, in nats."

@@ -20,10 +20,11 @@ class ScoreAnswer(Answer):
 
     score: list[Any] = Field(description="(n, *shape).")
     relaxed: bool = Field(description="True where units are discrete: the score of the energy's continuous extension.")
+    kind: str = Field(description="exact, or the approximation that the score is made by: mean_field.")
 
 
 class Score(Operation):
-    """`run(..., sigma: float)` -> `score` (n, *shape), `relaxed`."""
+    """`run(..., sigma: float)` -> `score` (n, *shape), `relaxed`, `kind`."""
 
     name: ClassVar[str] = "score"
     summary: ClassVar[str] = "Gradient of the log-density at each input."

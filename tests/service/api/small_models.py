@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import InputError
 from models.manifest import LogPartitionRecord, Preprocessing, Training, Visible
 from service.core.card import Card
 from service.core.errors import NotReady, Overloaded, UnknownModel
+from service.core.job import SamplerSpec
 
 CLASSES: list[int | str] = ["cat", "dog", "owl"]
 ALL = ["energy", "log-density", "score", "classify", "features", "complete", "anomaly", "sample", "log_partition"]
@@ -27,6 +29,7 @@ def card(name: str, version: int = 1, **changes: Any) -> Card:
         "capabilities": ALL,
         "energy_kind": "exact",
         "digest": "ab" * 32,
+        "estimators": ["ais", "exact", "reverse_ais"],
     }
     return Card(**{**fields, **changes})
 
@@ -52,10 +55,11 @@ class SmallModels:
                 samplers=["gibbs", "tempering"],
                 has_reference=True,
             ),
+            card("joint", classes=CLASSES, samplers=["gibbs"], estimators=["ais"]),
             card("plain", visible=Visible(shape=[6], domain="real"), capabilities=["energy", "complete", "sample"]),
             card("spins", visible=Visible(shape=[6], domain="spin"), capabilities=["energy", "complete", "sample"]),
             card("unit", visible=Visible(shape=[3, 2, 1], domain="unit"), capabilities=["energy"]),
-            card("scaled", preprocessing=Preprocessing(scale=1 / 255), capabilities=["energy", "complete"]),
+            card("scaled", preprocessing=Preprocessing(scale=1 / 255)),
             card("numbered", classes=[5, 6, 7], capabilities=["energy", "classify", "anomaly"]),
             card("slow", state="loading"),
             card("busy"),
@@ -81,6 +85,10 @@ class SmallModels:
         if found.state == "loading":
             raise NotReady(f"{name} is still loading.", retry_after_s=2.5)
         return found
+
+    def check_sampler(self, card: Card, spec: SamplerSpec) -> None:
+        if "nonsense" in (spec.model_extra or {}):
+            raise InputError(f"sampler {spec.name!r}: nonsense: Unexpected keyword argument", "sampler")
 
     async def run(
         self, card: Card, operation: str, inputs: NDArray[np.floating[Any]], **fields: Any
@@ -108,6 +116,7 @@ class SmallModels:
         known, unnormalized = card.log_partition, -self.energy(x)
         return {
             "unnormalized_log_density": unnormalized,
+            "kind": card.energy_kind,
             "log_density": None if known is None else unnormalized - known.value,
             "log_partition": None if known is None else known.model_dump(),
         }
@@ -115,14 +124,14 @@ class SmallModels:
     def do_score(self, card: Card, x: NDArray[Any], sigma: float | None = None) -> dict[str, Any]:
         hidden = 1 / (1 + np.exp(-(x @ self.W + self.c)))
         score = (self.b + hidden @ self.W.T).astype(np.float32)
-        return {"score": score.reshape(len(x), *card.visible.shape), "relaxed": True}
+        return {"score": score.reshape(len(x), *card.visible.shape), "relaxed": True, "kind": "exact"}
 
     def do_classify(self, card: Card, x: NDArray[Any]) -> dict[str, Any]:
         joint = -np.stack([self.energy(x, np.full(len(x), k)) for k in range(3)], 1)
-        return {"probabilities": np.exp(joint - np.logaddexp.reduce(joint, axis=1, keepdims=True))}
+        return {"probabilities": np.exp(joint - np.logaddexp.reduce(joint, axis=1, keepdims=True)), "kind": "exact"}
 
     def do_features(self, card: Card, x: NDArray[Any], layer: int | str | None = None) -> dict[str, Any]:
-        return {"features": 1 / (1 + np.exp(-(x @ self.W + self.c)))}
+        return {"features": 1 / (1 + np.exp(-(x @ self.W + self.c))), "layer": "hidden"}
 
     def do_anomaly(
         self, card: Card, x: NDArray[Any], threshold: float | None = None, false_positive_rate: float | None = None

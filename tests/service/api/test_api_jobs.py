@@ -144,6 +144,40 @@ async def test_log_partition_job_counts_chain_temperatures(client: httpx.AsyncCl
     assert LogPartitionSpec(**claim(source).payload).method == "reverse_ais"
 
 
+async def test_labels_of_chains_and_inputs_lie_in_the_inputs(
+    client: httpx.AsyncClient, source: JobSource, files: JobFiles
+) -> None:
+    job = await submit(client, kind="sample", model="digits", label=["owl", 0, "dog"])
+    assert job["request"]["chains"] == 3
+    held = claim(source)
+    assert SampleSpec(**held.payload).arrays == ("label",)
+    assert files.read_inputs(held.id)["label"].tolist() == [2, 0, 1]
+    await submit(client, kind="sample", model="digits", label="owl", chains=2)
+    assert files.read_inputs(claim(source).id)["label"].tolist() == [2, 2]
+    await submit(client, kind="complete", model="digits", inputs=[[None] * 6, [None] * 6], label="dog", samples=5)
+    held = claim(source)
+    assert CompleteSpec(**held.payload).arrays == ("clamp_value", "clamp_mask", "label")
+    assert files.read_inputs(held.id)["label"].tolist() == [1, 1]
+
+
+async def test_a_method_that_does_not_apply_to_the_model_is_refused(client: httpx.AsyncClient) -> None:
+    error = await refused(client, kind="log_partition", model="joint", method="exact")
+    assert error["loc"] == ["body", "method"]
+    assert "on joint these apply: ais" in error["msg"]
+
+
+async def test_values_that_preprocessing_brings_outside_the_domain_cannot_be_held(client: httpx.AsyncClient) -> None:
+    sent = [0, 255, 0, 17, 0, 255]
+    error = await refused(client, kind="complete", model="scaled", inputs=sent)
+    assert error["loc"] == ["body", "inputs", 0, 1, 0]
+    assert "is 17.0, which the model's preprocessing makes 0.0666667" in error["msg"]
+    assert "0 or 1" in error["msg"]
+    await submit(client, kind="complete", model="scaled", inputs=sent, mask=[1, 1, 1, 0, 1, 1])
+    error = await refused(client, kind="sample", model="scaled", init=sent)
+    assert error["loc"] == ["body", "init", 0, 1, 0]
+    await submit(client, kind="sample", model="scaled", init=[0, 255, 0, 255, 0, 255])
+
+
 async def test_trace_context_goes_with_the_job(client: httpx.AsyncClient, source: JobSource) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     await client.post("/v1/jobs", json=SAMPLE, headers={"traceparent": trace})
@@ -174,7 +208,12 @@ async def test_trace_context_goes_with_the_job(client: httpx.AsyncClient, source
         ({"clamp": {"values": [ONE] * 3}}, ["clamp", "values"], "1 or 4 are expected"),
         ({"clamp": {"values": ONE, "mask": [2] * 6}}, ["clamp", "mask", 0, 0, 0], "0 or 1"),
         ({"clamp": {"mask": ONE}}, ["clamp", "values"], "required"),
-        ({"label": "cat"}, ["label"], "label"),
+        ({"label": "cow"}, ["label"], "is 'cow'; the classes are cat, dog, owl"),
+        ({"label": 3}, ["label"], "is 3; the classes are cat, dog, owl"),
+        ({"label": ["cat", "owl"]}, ["label"], "has 2 entries; 4 are expected, as there are chains"),
+        ({"label": ["cat"] * 3 + ["cow"]}, ["label", 3], "is 'cow'"),
+        ({"label": "cat", "version": 1}, ["label"], "has no classes"),
+        ({"sampler": {"name": "gibbs", "nonsense": 1}}, ["sampler"], "nonsense: Unexpected keyword argument"),
         ({"draws": 10**9}, ["draws"], "bytes"),
         ({"version": 0}, ["version"], "greater than or equal to 1"),
     ],

@@ -201,6 +201,8 @@ async def test_sampler_is_the_models_first_unless_named(client: httpx.AsyncClien
 async def test_label_of_a_completion_is_passed_as_positions(client: httpx.AsyncClient, models: SmallModels) -> None:
     await ask(client, "digits/complete", inputs=TWO, label="dog")
     assert models.seen["label"].tolist() == [1, 1]
+    await ask(client, "digits/complete", inputs=TWO, label=["owl", 0])
+    assert models.seen["label"].tolist() == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +215,7 @@ async def test_label_of_a_completion_is_passed_as_positions(client: httpx.AsyncC
         ({"inputs": TWO, "samples": 0}, ["body", "samples"], "greater than or equal to 1"),
         ({"inputs": TWO, "seed": 2**53}, ["body", "seed"], "less than or equal to"),
         ({"inputs": TWO, "label": "cow"}, ["body", "label"], "cat, dog, owl"),
+        ({"inputs": TWO, "label": ["cat"]}, ["body", "label"], "has 1 entries; 2 are expected, as there are inputs"),
     ],
 )
 async def test_a_bad_completion_is_refused(
@@ -304,6 +307,14 @@ async def test_sigma_is_a_positive_number(client: httpx.AsyncClient) -> None:
 
 async def test_raw_inputs_of_a_model_with_preprocessing_are_in_their_own_units(client: httpx.AsyncClient) -> None:
     assert (await ask(client, "scaled/energy", inputs=[0, 255, 17, 3, 0, 1])).status_code == 200
+
+
+async def test_only_what_becomes_a_state_of_the_model_can_be_clamped(client: httpx.AsyncClient) -> None:
+    error = await refused(client, "scaled/complete", inputs=[0, 255, 0, 17, 0, 255])
+    assert error["loc"] == ["body", "inputs", 0, 1, 0]
+    assert "preprocessing makes 0.0666667" in error["msg"]
+    response = await ask(client, "scaled/complete", inputs=[0, 255, 0, None, 0, 255])
+    assert response.status_code == 200
 
 
 async def test_rows_are_bounded(start: Start) -> None:

@@ -143,7 +143,7 @@ async def test_cards_say_everything_of_the_contract(client: httpx.AsyncClient) -
     assert (await client.get("/v1/models/digits/versions/1")).json()["version"] == 1
     cards = (await client.get("/v1/models")).json()["models"]
     assert card in cards
-    assert len(cards) == 9
+    assert len(cards) == 10
 
 
 # Keys

@@ -1,0 +1,92 @@
+"""The annealing path of a layered Boltzmann machine: even layers kept, odd layers summed out (MATH 5, 12).
+
+f_beta has the couplings and the odd layers' biases times beta, and the even layers' biases on the way from those of
+the base-rate model to the model's: for real visibles their means, at the model's own variances (Salakhutdinov & Murray
+2008, eq. 15; Salakhutdinov & Hinton 2009, eq. 18).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from models.layered import Layered
+from models.numerics import softplus
+from models.rng import ChainKeys
+
+
+@dataclass(frozen=True, eq=False)
+class LayeredPath:
+    """f_beta of one machine from one base: biases by even block. float64."""
+
+    machine: Layered
+    base: Mapping[str, Float[Tensor, " _"]]
+
+    def biases(self, block: str, beta: float) -> Float[Tensor, " units"]:
+        """The even block's biases at beta."""
+        return (1.0 - beta) * self.base[block].double() + beta * self.machine.wide_bias(block)
+
+    def log_base(self) -> float:
+        """log Z of f_0."""
+        machine, total = self.machine, torch.zeros((), dtype=torch.float64, device=self.machine.device)
+        for block in machine.side(False):
+            biases = self.base[block].double()
+            if block == "visible" and machine.log_sigma is not None:
+                total += (0.5 * math.log(2 * math.pi) + machine.log_sigma.double()).sum()
+            else:
+                total += biases.logsumexp(0) if block == "label" else softplus(biases).sum()
+        for block in machine.side(True):
+            units = machine.units(block)
+            total += math.log(units) if block == "label" else units * math.log(2.0)
+        return float(total)
+
+    def start(self, keys: ChainKeys, sweep: Int[Tensor, " n"]) -> dict[str, Float[Tensor, "n _"]]:
+        """Even blocks drawn from f_0."""
+        machine = self.machine
+        return {
+            block: machine.law(block, self.base[block].double().expand(len(keys), -1)).sample(
+                keys, sweep, machine.blocks.index(block)
+            )
+            for block in machine.side(False)
+        }
+
+    def activations(self, kept: Mapping[str, Float[Tensor, "n _"]]) -> dict[str, Float[Tensor, "n _"]]:
+        """Inputs of the odd blocks at beta = 1."""
+        return {block: self.machine.exact_inputs(block, kept) for block in self.machine.side(True)}
+
+    def log_density(
+        self, kept: Mapping[str, Float[Tensor, "n _"]], activations: Mapping[str, Float[Tensor, "n _"]], beta: float
+    ) -> Float[Tensor, " n"]:
+        """log f_beta(even blocks), the odd ones summed out."""
+        machine = self.machine
+        total = torch.zeros(len(kept["visible"]), dtype=torch.float64, device=machine.device)
+        for block, states in kept.items():
+            biases = self.biases(block, beta)
+            if block == "visible" and machine.log_sigma is not None:
+                total -= 0.5 * ((states - biases) / machine.sigma).square().sum(1)
+            else:
+                total += states @ biases
+        for block, inputs in activations.items():
+            total += (beta * inputs).logsumexp(1) if block == "label" else softplus(beta * inputs).sum(1)
+        return total
+
+    def transition(
+        self,
+        activations: Mapping[str, Float[Tensor, "n _"]],
+        beta: float,
+        keys: ChainKeys,
+        sweep: Int[Tensor, " n"],
+    ) -> dict[str, Float[Tensor, "n _"]]:
+        """Odd blocks given even ones, then even ones given odd ones, at beta."""
+        machine, stream = self.machine, self.machine.blocks.index
+        odd = {b: machine.law(b, beta * a).sample(keys, sweep, stream(b)) for b, a in activations.items()}
+        even = {}
+        for block in machine.side(False):
+            pull = machine.exact_inputs(block, odd) - machine.wide_bias(block)
+            even[block] = machine.law(block, self.biases(block, beta) + beta * pull).sample(keys, sweep, stream(block))
+        return even
