@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +92,19 @@ def test_reference_examples_must_fit_the_model(tmp_path: Path) -> None:
     given = {"W": np.zeros((4, 3)), "b": np.zeros(4), "c": np.zeros(3)}
     with pytest.raises(CheckpointError, match="reference has 5 values a row; expected 4"):
         arrays.write(tmp_path, "mine", "rbm", given, reference=np.zeros((10, 5)))
+
+
+def test_the_example_in_the_documentation_runs(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    example = re.findall(r"```python\n(.*?)```", (root / "docs" / "families" / "rbm.md").read_text(), re.DOTALL)
+    (tmp_path / "example.py").write_text("\n".join(example))
+    done = subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.read(tmp_path / done.stdout.strip()).manifest.name == "my-digits"
