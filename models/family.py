@@ -245,7 +245,7 @@ Base = Mapping[str, Float[Tensor, " _"]]
 class HasAnnealing(EnergyModel):
     """Has a path of distributions f_beta from a tractable base (beta 0) to the model (beta 1).
 
-    The distributions are over the kept blocks; all others are summed out exactly. `visible` is kept, but in a DBN, whose
+    The distributions are over the kept blocks; all others are summed out exactly. `visible` is kept, but in a DBN: its
     directed layers do not enter log Z.
     """
 
