@@ -23,8 +23,7 @@ from models.family import (
     Part,
 )
 from models.layered import Layered
-from models.layered_path import LayeredPath
-from models.numerics import log_odds
+from models.layered_path import LayeredPath, base_of
 from models.rng import ChainKeys
 
 
@@ -144,15 +143,7 @@ class LayeredModel(HasScore, HasFeatures, HasClasses, HasConditionals, HasEnumer
 
     def base_of(self, totals: Mapping[str, Float[Tensor, " _"]], n: int) -> Base:
         """Log-odds of binary units, log-probabilities of the classes, means of real ones; all finite."""
-        found = {}
-        for block, total in totals.items():
-            if block == "visible" and self.machine.log_sigma is not None:
-                found[block] = total.double() / n
-            elif block == "label":
-                found[block] = torch.log((total.double() + 0.5) / n)
-            else:
-                found[block] = log_odds(total, n)
-        return found
+        return base_of(self.machine, totals, n)
 
     def annealed_base(self, base: Base) -> float:
         """log Z of independent units."""

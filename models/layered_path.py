@@ -16,8 +16,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.layered import Layered
-from models.numerics import softplus
+from models.numerics import log_odds, softplus
 from models.rng import ChainKeys
+
+
+def base_of(machine: Layered, totals: Mapping[str, Float[Tensor, " _"]], n: int) -> dict[str, Float[Tensor, " _"]]:
+    """Biases of independent units with the means of n states that add up to `totals`, by even block; all finite.
+
+    Log-odds of binary units, log-probabilities of the classes, means of real units.
+    """
+    found = {}
+    for block, total in totals.items():
+        if block == "visible" and machine.log_sigma is not None:
+            found[block] = total.double() / n
+        else:
+            found[block] = torch.log((total.double() + 0.5) / n) if block == "label" else log_odds(total, n)
+    return found
 
 
 @dataclass(frozen=True, eq=False)

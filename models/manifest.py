@@ -98,6 +98,20 @@ class Manifest(_Record):
     digest: str | None = None
     preprocessing: Preprocessing | None = None
 
+    @property
+    def layers(self) -> list[int]:
+        """`config.layers` of a model of several layers: [D, H1, .., Hk].
+
+        Raises:
+            CheckpointError: it is missing, or no such list, or does not begin with the visible units.
+        """
+        sizes = self.config.get("layers")
+        if not isinstance(sizes, list) or len(sizes) < 2 or not all(type(s) is int and s > 0 for s in sizes):
+            raise CheckpointError(f"config.layers must be a list [D, H1, .., Hk] of positive integers; found {sizes!r}")
+        if sizes[0] != self.visible.units:
+            raise CheckpointError(f"config.layers begins with {sizes[0]}, but there are {self.visible.units} visibles")
+        return sizes
+
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> Manifest:
         """Parse and check. `source` names the file in errors.

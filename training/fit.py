@@ -216,8 +216,7 @@ def train(
 
 def watch(state: FitState, recipe: Recipe, figure: float) -> None:
     """Note the figure that the recipe waits for; keep the parameters where it is the best so far."""
-    sign = -1.0 if recipe.monitor.watch.endswith("error_validation") else 1.0
-    if not state.watched or sign * figure > max(sign * f for f in state.watched):
+    if not state.watched or _merit(recipe, figure) > max(_merit(recipe, f) for f in state.watched):
         state.best = {name: tensor.clone() for name, tensor in state.parameters.items()}
     state.watched.append(figure)
 
@@ -226,9 +225,13 @@ def out_of_patience(state: FitState, recipe: Recipe) -> bool:
     """Whether as many records as the recipe's patience have gone by since the best one."""
     if recipe.fit.patience is None or not state.watched:
         return False
-    sign = -1.0 if recipe.monitor.watch.endswith("error_validation") else 1.0
-    figures = [sign * f for f in state.watched]
+    figures = [_merit(recipe, f) for f in state.watched]
     return len(figures) - 1 - figures.index(max(figures)) >= recipe.fit.patience
+
+
+def _merit(recipe: Recipe, figure: float) -> float:
+    """The watched figure, greater where better."""
+    return -figure if recipe.monitor.watch.endswith("error_validation") else figure
 
 
 def _rate(settings: FitSettings, step: int, total: int) -> float:

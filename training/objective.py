@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -92,6 +92,18 @@ class Objective(BaseModel, ABC):
     def log_partition(self, model: EnergyModel, memory: Memory) -> LogPartition | None:  # noqa: ARG002
         """log Z of the model, where the memory tells it."""
         return None
+
+
+def slopes(tensors: Mapping[str, Tensor], figure: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """The gradient of a figure by a model's own tensors, of those that it depends on. They are left as they were."""
+    try:
+        for tensor in tensors.values():
+            tensor.requires_grad_()
+        found = torch.autograd.grad(figure(), list(tensors.values()), allow_unused=True)
+    finally:
+        for tensor in tensors.values():
+            tensor.requires_grad_(False)
+    return {name: g for name, g in zip(tensors, found, strict=True) if g is not None}
 
 
 class Sum(Objective):

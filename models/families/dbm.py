@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.errors import CapabilityError, CheckpointError
+from models.errors import CapabilityError
 from models.layered import Layered, check_log_sigma
 from models.layered_family import LayeredModel
 from models.manifest import Manifest
@@ -39,7 +39,7 @@ class DBM(LayeredModel):
     def tensor_shapes(cls, manifest: Manifest, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """`W1..Wk` (below, above), `b0..bk`; `log_sigma` (D) for real visibles; recognition `V1..Vk`, `a1..ak` where
         there is any of them; `U` (K, Hk), `d` (K) where there are classes. The sizes are `layers` in the config."""
-        sizes = _layers(manifest)
+        sizes = manifest.layers
         shapes: dict[str, tuple[int, ...]] = {"b0": (sizes[0],)}
         for n in range(1, len(sizes)):
             shapes |= {f"W{n}": (sizes[n - 1], sizes[n]), f"b{n}": (sizes[n],)}
@@ -61,7 +61,7 @@ class DBM(LayeredModel):
             CheckpointError: `log_sigma` is beyond +-40.
         """
         check_log_sigma(tensors)
-        return cls(dict(tensors), len(_layers(manifest)) - 1, manifest.visible.domain)
+        return cls(dict(tensors), len(manifest.layers) - 1, manifest.visible.domain)
 
     def tensors(self) -> dict[str, Tensor]:
         """All parameters."""
@@ -111,12 +111,3 @@ class DBM(LayeredModel):
         if self.class_kind != "recognition" or not self.class_count:
             return super().class_log_probs(x)
         return torch.log_softmax(self.machine.inputs("label", self.recognise(x)), 1)
-
-
-def _layers(manifest: Manifest) -> list[int]:
-    sizes = manifest.config.get("layers")
-    if not isinstance(sizes, list) or len(sizes) < 2 or not all(type(s) is int and s > 0 for s in sizes):
-        raise CheckpointError(f"config.layers must be a list [D, H1, .., Hk] of positive integers; found {sizes!r}")
-    if sizes[0] != manifest.visible.units:
-        raise CheckpointError(f"config.layers begins with {sizes[0]}, but there are {manifest.visible.units} visibles")
-    return sizes

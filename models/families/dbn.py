@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models import rng
 from models.conditionals import Bernoulli, Conditional
-from models.errors import CapabilityError, CheckpointError, InputError
+from models.errors import CapabilityError, InputError
 from models.family import (
     AnnealedState,
     Base,
@@ -26,9 +26,9 @@ from models.family import (
     Part,
 )
 from models.layered import Layered
-from models.layered_path import LayeredPath
+from models.layered_path import LayeredPath, base_of
 from models.manifest import Manifest
-from models.numerics import ExactMatrix, all_binary_states, invariant_sum, log_odds, snap, softplus
+from models.numerics import ExactMatrix, all_binary_states, invariant_sum, snap, softplus
 from models.rng import ChainKeys
 
 ENUMERATED_UNITS = 16
@@ -66,7 +66,7 @@ class DBN(HasFeatures, HasClasses, HasRecognition, HasEnumeration, HasAnnealing)
     def tensor_shapes(cls, manifest: Manifest, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """`W1..Wk` (below, above), `b0..bk`; recognition `V1..V{k-1}`, `a1..a{k-1}` where there is any of them; `U`
         (K, Hk), `d` (K) where there are classes. The sizes are `layers` in the config."""
-        sizes = _layers(manifest)
+        sizes = manifest.layers
         shapes: dict[str, tuple[int, ...]] = {"b0": (sizes[0],)}
         for n in range(1, len(sizes)):
             shapes |= {f"W{n}": (sizes[n - 1], sizes[n]), f"b{n}": (sizes[n],)}
@@ -81,7 +81,7 @@ class DBN(HasFeatures, HasClasses, HasRecognition, HasEnumeration, HasAnnealing)
     @classmethod
     def from_tensors(cls, manifest: Manifest, tensors: Mapping[str, Tensor]) -> DBN:
         """The DBN with these parameters."""
-        return cls(dict(tensors), len(_layers(manifest)) - 1, manifest.visible.domain)
+        return cls(dict(tensors), len(manifest.layers) - 1, manifest.visible.domain)
 
     def tensors(self) -> dict[str, Tensor]:
         """All parameters."""
@@ -436,10 +436,7 @@ class DBN(HasFeatures, HasClasses, HasRecognition, HasEnumeration, HasAnnealing)
 
     def base_of(self, totals: Mapping[str, Float[Tensor, " _"]], n: int) -> Base:
         """Log-odds of binary units, log-probabilities of the classes; all finite."""
-        return {
-            block: torch.log((total.double() + 0.5) / n) if block == "label" else log_odds(total, n)
-            for block, total in totals.items()
-        }
+        return self._outside(base_of(self.top, self._inside(totals), n))
 
     def annealed_base(self, base: Base) -> float:
         """log Z of independent units."""
@@ -484,12 +481,3 @@ def _softplus(x: Float[Tensor, "n units"]) -> Float[Tensor, "n units"]:
     for coefficient in _ARTANH:
         series = series * square + coefficient
     return x.clamp(min=0.0) + 2.0 * s * series
-
-
-def _layers(manifest: Manifest) -> list[int]:
-    sizes = manifest.config.get("layers")
-    if not isinstance(sizes, list) or len(sizes) < 2 or not all(type(s) is int and s > 0 for s in sizes):
-        raise CheckpointError(f"config.layers must be a list [D, H1, .., Hk] of positive integers; found {sizes!r}")
-    if sizes[0] != manifest.visible.units:
-        raise CheckpointError(f"config.layers begins with {sizes[0]}, but there are {manifest.visible.units} visibles")
-    return sizes

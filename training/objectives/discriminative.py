@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from models.family import Base, EnergyModel
 from models.layered_family import LayeredModel
 from training.errors import RecipeError
-from training.objective import Batch, Draws, Memory, Objective
+from training.objective import Batch, Draws, Memory, Objective, slopes
 
 
 class Discriminative(Objective):
@@ -43,15 +42,5 @@ class Discriminative(Objective):
         assert isinstance(model, LayeredModel)
         if batch.labels is None:
             raise RecipeError("discriminative learning needs labelled data")
-        tensors = model.tensors()
-        try:
-            for tensor in tensors.values():
-                tensor.requires_grad_()
-            log_probs = model.class_log_probs(batch.visible)
-            found = torch.autograd.grad(
-                log_probs.gather(1, batch.labels[:, None]).mean(), list(tensors.values()), allow_unused=True
-            )
-        finally:
-            for tensor in tensors.values():
-                tensor.requires_grad_(False)
-        return {name: g for name, g in zip(tensors, found, strict=True) if g is not None}, memory
+        labels = batch.labels[:, None]
+        return slopes(model.tensors(), lambda: model.class_log_probs(batch.visible).gather(1, labels).mean()), memory

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from models.family import Base, EnergyModel
@@ -14,7 +13,7 @@ from models.layered import Layered
 from models.layered_family import LayeredModel
 from models.pairwise import Pairwise
 from models.pairwise_family import PairwiseModel
-from training.objective import Batch, Draws, Memory, Objective
+from training.objective import Batch, Draws, Memory, Objective, slopes
 from training.pairwise_phases import dense
 
 
@@ -45,20 +44,14 @@ class MaximumLikelihood(Objective):
     ) -> tuple[dict[str, Tensor], Memory]:
         """Of every parameter; a coupling of two units of the same kind counts once."""
         assert isinstance(model, LayeredModel | PairwiseModel)
-        tensors = model.tensors()
         # A new machine: what one keeps is of earlier parameters. Made before there is a graph, which it would keep too.
         machine: Layered | Pairwise = replace(model.machine)
-        try:
-            for tensor in tensors.values():
-                tensor.requires_grad_()
-            if isinstance(machine, Pairwise):
-                machine = dense(machine)
-            log_likelihood = -machine.energy(batch.visible).mean() - machine.log_partition()
-            found = torch.autograd.grad(log_likelihood, list(tensors.values()), allow_unused=True)
-        finally:
-            for tensor in tensors.values():
-                tensor.requires_grad_(False)
-        gradient = {name: g for name, g in zip(tensors, found, strict=True) if g is not None}
+
+        def log_likelihood() -> Tensor:
+            whole = dense(machine) if isinstance(machine, Pairwise) else machine
+            return -whole.energy(batch.visible).mean() - whole.log_partition()
+
+        gradient = slopes(model.tensors(), log_likelihood)
         if isinstance(model, PairwiseModel):
             gradient |= _symmetric(gradient, ("R", "S") if "R" in gradient else ("W",))
         return gradient, memory

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from models.families.dbm import DBM
 from models.family import Base, EnergyModel
-from training.objective import Batch, Draws, Memory, Objective
+from training.objective import Batch, Draws, Memory, Objective, slopes
 
 
 class Recognition(Objective):
@@ -48,16 +48,13 @@ class Recognition(Objective):
         if model.class_count:
             start["label"] = torch.softmax(model.machine.inputs("label", start), 1)
         target = model.machine.mean_field(batch.visible, start, self.mean_field_sweeps)
-        try:
-            for tensor in net.values():
-                tensor.requires_grad_()
-            below, fit = batch.visible, batch.visible.new_zeros(())
+
+        def fit() -> Tensor:
+            below, total = batch.visible, batch.visible.new_zeros(())
             for n, name in enumerate(model.layers, start=1):
                 logits = torch.addmm(net[f"a{n}"], below, net[f"V{n}"])
-                fit = fit - binary_cross_entropy_with_logits(logits, target[name], reduction="sum")
+                total = total - binary_cross_entropy_with_logits(logits, target[name], reduction="sum")
                 below = torch.sigmoid(logits)
-            gradients = torch.autograd.grad(fit / len(batch.visible), list(net.values()))
-        finally:
-            for tensor in net.values():
-                tensor.requires_grad_(False)
-        return dict(zip(net, gradients, strict=True)), memory
+            return total / len(batch.visible)
+
+        return slopes(net, fit), memory
