@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -60,8 +60,14 @@ class Draws:
         return rng.accept(log_ratio.double(), *self._rows(log_ratio, sweep), stream)
 
     def _rows(self, like: Tensor, sweep: int) -> tuple[ChainKeys, Tensor]:
-        keys = ChainKeys.of(self.seed, len(like), like.device)
-        return keys, torch.full((len(like),), sweep, dtype=torch.int64, device=like.device)
+        keys = _keys(self.seed, len(like), like.device)
+        return keys, torch.full_like(keys.chain, sweep)
+
+
+@lru_cache(maxsize=64)
+def _keys(seed: int, rows: int, device: torch.device) -> ChainKeys:
+    """The same from step to step: making them anew takes as long as a small draw."""
+    return ChainKeys.of(seed, rows, device)
 
 
 class Objective(BaseModel, ABC):

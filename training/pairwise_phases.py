@@ -81,6 +81,12 @@ class PairwisePhases:
         states = dict(zip(self.machine.sizes, x.split(list(self.machine.sizes.values()), 1), strict=True))  # type: ignore[no-untyped-call]
         return states, {block: state.contiguous() for block, state in states.items()}
 
+    def both(
+        self, batch: Batch, chains: Mapping[str, Tensor], draws: Draws, first: int, steps: int
+    ) -> tuple[States, States, States]:
+        """`data`, and what `advance` gives."""
+        return self.data(batch), *self.advance(chains, draws, first, steps)
+
     def _states(self, ones: Tensor) -> Tensor:
         return 2 * ones - 1 if self.machine.spin else ones
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.family import Base, EnergyModel
 from models.layered_family import LayeredModel
 from training.objective import Batch, Draws, Memory, Objective
-from training.phases import Centring, Doubled, Phases, Products
+from training.phases import Centring, Doubled, Phases, Products, expected
 
 
 class CD(Objective):
@@ -42,7 +42,9 @@ class CD(Objective):
         """Data against the k-th reconstruction, its odd layers at their means."""
         assert isinstance(model, LayeredModel)
         phases = Phases(model, doubled=self.doubled, products=self.products)
-        data = phases.data(batch)
-        first = draws.step * self.steps
-        seen, _ = phases.advance(phases.from_data(data, draws, first), draws, first, self.steps)
-        return phases.contrast(data, seen, memory, self.centring)
+        first, last = draws.step * self.steps, (draws.step + 1) * self.steps - 1
+        data, odd = phases.from_data(batch, draws, first)
+        if first < last:
+            _, odd = phases.advance(odd, draws, first, last - first)
+        even, inputs = phases.down(odd, draws, last)  # nothing goes on from here: the odd layers need not be drawn
+        return phases.contrast(data, even | expected(inputs), memory, self.centring)

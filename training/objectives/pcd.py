@@ -48,8 +48,8 @@ class PCD(Objective):
         """Data against the chains."""
         phases = self._phases(model)
         chains = {name.removeprefix("chains."): t for name, t in memory.items() if name.startswith("chains.")}
-        seen, chains = phases.advance(chains, draws, draws.step * self.steps, self.steps)
-        gradient, kept = phases.contrast(phases.data(batch), seen, memory, self.centring)
+        data, seen, chains = phases.both(batch, chains, draws, draws.step * self.steps, self.steps)
+        gradient, kept = phases.contrast(data, seen, memory, self.centring)
         return gradient, {**kept, **{f"chains.{b}": s for b, s in chains.items()}}
 
     def _phases(self, model: EnergyModel) -> Phases | PairwisePhases:

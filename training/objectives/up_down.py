@@ -78,10 +78,13 @@ class UpDown(Objective):
         self, model: DBN, batch: Batch, draws: Draws, memory: Memory
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Memory]:
         phases = Phases(_top(model))
-        data, first = phases.data(batch), draws.step * (self.steps + 1)
-        hidden = phases.machine.layers[1]
-        odd = {hidden: memory[f"chains.{hidden}"]} if self.chains else phases.from_data(data, draws, first)
-        seen, odd = phases.advance(odd, draws, first + 1, self.steps)
+        hidden, first = phases.machine.layers[1], draws.step * (self.steps + 1)
+        if self.chains:
+            chains = {hidden: memory[f"chains.{hidden}"]}
+            data, seen, odd = phases.both(batch, chains, draws, first + 1, self.steps)
+        else:
+            data, odd = phases.from_data(batch, draws, first)
+            seen, odd = phases.advance(odd, draws, first + 1, self.steps)
         gradient, kept = phases.contrast(data, seen, memory, self.centring)
         k = model.depth
         names = {"W": f"W{k}", "b": f"b{k - 1}", "c": f"b{k}"}
