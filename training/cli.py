@@ -63,12 +63,15 @@ def train(
             run_dir=run_dir or Path("runs") / chosen.name,
             device=device,
             resume=resume,
-            command=shlex.join(["ebm", *(argument for argument in sys.argv[1:] if argument != "--resume")]),
+            command=shlex.join(
+                [*_launcher(), "ebm", *(argument for argument in sys.argv[1:] if argument != "--resume")]
+            ),
         )
         console = Console()
         result = run(job, console)
     except errors.Interrupted:
-        typer.echo(f"interrupted; everything is saved in {job.run_dir}. To go on:\n  {job.command} --resume", err=True)
+        if os.environ.get("RANK", "0") == "0":  # all processes stop together, and one says so
+            typer.echo(f"interrupted; all is saved in {job.run_dir}. To go on:\n  {job.command} --resume", err=True)
         raise typer.Exit(_INTERRUPTED) from None
     except errors.DivergenceError as error:
         typer.echo(f"error: {error}", err=True)
@@ -76,7 +79,15 @@ def train(
     except (errors.TrainingError, ModelError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    _print_result(console, result, job.run_dir)
+    if result is not None:
+        _print_result(console, result, job.run_dir)
+
+
+def _launcher() -> list[str]:
+    """What started this process together with others, if it did not start alone."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return []
+    return ["torchrun", "--standalone", f"--nproc-per-node={os.environ['WORLD_SIZE']}", "--no-python"]
 
 
 @app.command()

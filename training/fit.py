@@ -19,6 +19,7 @@ from training.config import FitSettings, Recipe
 from training.data import Dataset
 from training.errors import DataError, DivergenceError, RecipeError
 from training.objective import Batch, Draws, Memory, Objective, Sum
+from training.team import ALONE, Team
 
 DEEP = ("dbn", "dbm")
 """Families of several hidden layers, whose manifests say how large each is."""
@@ -107,10 +108,16 @@ def base_of(data: Dataset) -> Base:
     return base
 
 
-def begin(recipe: Recipe, data: Dataset, objective: Objective, first: Mapping[str, Tensor] | None = None) -> FitState:
+def begin(
+    recipe: Recipe,
+    data: Dataset,
+    objective: Objective,
+    first: Mapping[str, Tensor] | None = None,
+    team: Team = ALONE,
+) -> FitState:
     """Weights ~ N(0, weight_std^2), visible and label biases those of independent units, all else 0 (Hinton 2010).
 
-    `first`: parameters that earlier stages of the run found, in place of those.
+    `first`: parameters that earlier stages of the run found, in place of those. Each of a team has its own chains.
 
     Raises:
         RecipeError: a size is missing or is one too many, the objective is not for this model, or `fit.rates` names a
@@ -126,7 +133,7 @@ def begin(recipe: Recipe, data: Dataset, objective: Objective, first: Mapping[st
             raise RecipeError(f"objective.name: {term.name} does not train {_in_words(of)}")
     if unknown := sorted(set(recipe.fit.rates) - set(parameters)):
         raise RecipeError(f"fit.rates: {of.family} has no {', '.join(unknown)}; it has {', '.join(parameters)}")
-    memory = objective.start(model, base, recipe.seed)
+    memory = objective.start(model, base, team.seed(recipe.seed))
     velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
     if recipe.fit.optimizer == "adam":
         velocity |= {f"{name}.square": torch.zeros_like(p) for name, p in parameters.items()}
@@ -185,8 +192,11 @@ def train(
     objective: Objective,
     state: FitState,
     after_step: Callable[[FitState], None],
+    team: Team = ALONE,
 ) -> None:
     """Advance `state` to the last step of the recipe; `after_step` may look at it, save it, or raise to stop.
+
+    The processes of a team share each minibatch among them and take the same step.
 
     Raises:
         DivergenceError: a parameter became infinite or NaN.
@@ -200,14 +210,15 @@ def train(
         epoch, k = divmod(state.step, in_epoch)
         if epoch != ordered:
             order, ordered = data.order(epoch, recipe.seed), epoch
-        rows = order[k * settings.batch_size : (k + 1) * settings.batch_size]
+        rows = team.share(order[k * settings.batch_size : (k + 1) * settings.batch_size])
         labels = data.labels_of(rows) if recipe.model.labels else None
         batch = Batch(data.batch(rows, epoch, recipe.seed), labels)
         try:
-            gradient, state.memory = objective.gradient(model, batch, Draws(recipe.seed, state.step), state.memory)
+            draws = Draws(team.seed(recipe.seed), state.step)
+            gradient, state.memory = objective.gradient(model, batch, draws, state.memory)
         except CapabilityError as error:
             raise RecipeError(f"objective.name: {error}") from error
-        _ascend(state, gradient, settings, _rate(settings, state.step, total))
+        _ascend(state, team.mean(gradient), settings, _rate(settings, state.step, total))
         state.step += 1
         if state.step % in_epoch == 0:
             _check_finite(state, settings)

@@ -7,7 +7,7 @@ import platform
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,17 +24,20 @@ from models.manifest import LogPartitionRecord, Manifest, Training, check_name
 from training import data, pictures, runfolder, state
 from training.config import Recipe
 from training.data import Dataset
-from training.errors import Interrupted, RecipeError
+from training.errors import Interrupted, RecipeError, ResumeError
 from training.fit import FitState, manifest, model_of, steps_per_epoch, train, watch
 from training.likelihood import Evaluation, Progress, energies, evaluate, monitor, wide
 from training.objective import Objective, Sum, build
 from training.progress import Stages
 from training.stages import Stage, check, names, stage
 from training.state import Origin
+from training.team import Team, joined, own_gpu
 
 _REFERENCE_ENERGIES, _REFERENCE_EXAMPLES = 10_000, 256
 _ONE_THREAD_PRODUCT = 1 << 23
 """Multiplications in a step's products below which a second thread costs more than it saves."""
+_AGREE = 16
+"""Steps between two times that processes ask each other whether to stop."""
 _LIBRARIES = ("torch", "numpy", "numba", "ebm-server")
 
 
@@ -67,6 +70,7 @@ class _Run:
     objective: Objective
     stages: Stages
     stop: Stop
+    team: Team
 
 
 class Stop:
@@ -102,27 +106,44 @@ class Stop:
             raise Interrupted("stopped on request")
 
 
-def run(job: Job, console: Console) -> Result:
+def run(job: Job, console: Console) -> Result | None:
     """Train, estimate the test log-likelihood, draw the pictures, write the checkpoint.
+
+    Under `torchrun` the processes train together, and all but the first return nothing.
 
     Raises:
         TrainingError: anything wrong with recipe, data or run folder; divergence; or stopped on request.
         CheckpointError: the name is no model name.
     """
     check_name(job.recipe.name)
+    with joined() as team:
+        return _run(job, console if team.leads else Console(quiet=True), team)
+
+
+def _run(job: Job, console: Console, team: Team) -> Result | None:
     device = _device(job.device)
     objective = build(job.recipe.objective)
     dataset = data.load(job.recipe.data).to(device)
-    check(job.recipe, dataset)
+    check(job.recipe, dataset, team)
     structure = manifest(job.recipe, dataset)
     largest = dataset.units * max(job.recipe.model.layers or [dataset.units])
     if largest * job.recipe.fit.batch_size < _ONE_THREAD_PRODUCT:
         torch.set_num_threads(1)
-    origin = Origin(recipe=job.recipe, data=dataset.fingerprint(), device=device.type, threads=torch.get_num_threads())
+    origin = Origin(
+        recipe=job.recipe,
+        data=dataset.fingerprint(),
+        device=device.type,
+        threads=torch.get_num_threads(),
+        processes=team.size,
+    )
     stop = Stop()
-    with runfolder.owned(job.run_dir, job.resume, console), stop.listening(), Stages(console) as stages:
-        here = _Run(job, origin, dataset, structure, objective, stages, stop)
+    folder_is_ours = runfolder.owned(job.run_dir, job.resume, console) if team.leads else nullcontext()
+    with folder_is_ours, stop.listening(), Stages(console) as stages:
+        team.any(False)  # the others wait until the folder is the leading one's
+        here = _Run(job, origin, dataset, structure, objective, stages, stop, team)
         fitted, seconds = _fit(here, device)
+        if not team.leads:
+            return None
         model = model_of(structure, fitted.best or fitted.parameters)
         evaluation = evaluate(structure, model, dataset, job.recipe.likelihood, job.recipe.seed, _progress(here))
         drawn = _pictures(here, model, evaluation)
@@ -141,7 +162,7 @@ def run(job: Job, console: Console) -> Result:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -150,26 +171,30 @@ def _device(name: str) -> torch.device:
         raise RecipeError(f"device {name!r}: expected auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError("device cuda: this machine has no CUDA device that torch can use")
-    return device
+    return own_gpu() if name == "cuda" else device
 
 
 def _fit(here: _Run, device: torch.device) -> tuple[FitState, float]:
     recipe, folder, before = here.job.recipe, here.job.run_dir, 0.0
     fitted: FitState | None = None
     if here.job.resume:
-        saved = state.read(folder, device)
+        saved = state.read(folder, device, here.team.rank)
         state.check_same(saved.origin, here.origin)
+        at_step = (len(saved.fit.finished), saved.fit.step)
+        if here.team.any(here.team.told(lambda: at_step) != at_step):
+            raise ResumeError(f"the states of the processes in {folder} are of different steps: start anew")
         torch.set_num_threads(saved.origin.threads)
         here = replace(here, origin=saved.origin)
         fitted, before = saved.fit, saved.seconds
         here.stages.say(f"resumed after step {fitted.step:,} of {names(recipe)[len(fitted.finished)]}")
-        runfolder.keep_records(folder, len(fitted.finished), fitted.step)
+        if here.team.leads:
+            runfolder.keep_records(folder, len(fitted.finished), fitted.step)
     began = time.monotonic() - before
     finished = [] if fitted is None else fitted.finished
     while True:
         at = stage(recipe, here.dataset, finished)
         if fitted is None:
-            fitted = at.begin()
+            fitted = at.begin(here.team)
             fitted.finished = finished
             _record(here, at, fitted, before)
         _advance(here, at, fitted, began)
@@ -189,16 +214,19 @@ def _advance(here: _Run, at: Stage, fitted: FitState, began: float) -> None:
     def after_step(fitted: FitState) -> None:
         nonlocal note
         seconds = time.monotonic() - began
-        if fitted.step % in_epoch == 0:
-            if (fitted.step // in_epoch) % at.recipe.monitor.every == 0 or fitted.step == total:
-                note = _record(here, at, fitted, seconds)
-            state.save(folder, here.origin, fitted, seconds)
-        elif here.stop.requested:
-            state.save(folder, here.origin, fitted, seconds)
+        end_of_epoch = fitted.step % in_epoch == 0
+        # Processes that train together stop after the same step, which they do not have to agree on at each.
+        agree = end_of_epoch or fitted.step % _AGREE == 0 or here.team.size == 1
+        asked = agree and here.team.any(here.stop.requested)
+        if end_of_epoch and ((fitted.step // in_epoch) % at.recipe.monitor.every == 0 or fitted.step == total):
+            note = _record(here, at, fitted, seconds)
+        if end_of_epoch or asked:
+            state.save(folder, here.origin, fitted, seconds, here.team.rank)
         here.stages.update(at.name, fitted.step, total, note)
-        here.stop.check()
+        if asked:
+            raise Interrupted("stopped on request")
 
-    train(at.recipe, at.data, at.objective, fitted, after_step)
+    train(at.recipe, at.data, at.objective, fitted, after_step, here.team)
 
 
 def _record(here: _Run, at: Stage, fitted: FitState, seconds: float) -> str:
@@ -206,14 +234,17 @@ def _record(here: _Run, at: Stage, fitted: FitState, seconds: float) -> str:
     recipe, number = at.recipe, len(fitted.finished)
     model = model_of(at.structure, fitted.parameters)
     known = at.objective.log_partition(model, fitted.memory)
-    found = monitor(at.structure, model, at.data, recipe.monitor, recipe.seed, fitted.step, known)
+    found = here.team.told(
+        lambda: monitor(at.structure, model, at.data, recipe.monitor, recipe.seed, fitted.step, known)
+    )
     if recipe.fit.patience is not None:
         if recipe.monitor.watch not in found:
             raise RecipeError(f"fit.patience: there is no {recipe.monitor.watch} to wait for; set monitor.watch")
         watch(fitted, recipe, found[recipe.monitor.watch])
     epoch = fitted.step / steps_per_epoch(at.data, recipe.fit)
     line = {"stage": number, "step": fitted.step, "epoch": epoch, "seconds": round(seconds, 3), **found}
-    runfolder.add_record(here.job.run_dir, line)
+    if here.team.leads:
+        runfolder.add_record(here.job.run_dir, line)
     shown = {
         "gap": "free_energy_gap",
         "PLL": "pseudo_log_likelihood",

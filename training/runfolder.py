@@ -37,7 +37,8 @@ def owned(folder: Path, resume: bool, console: Console) -> Iterator[None]:
             aside = _free_name(folder)
             shutil.copytree(folder, aside)
             console.print(f"an unfinished run was in {folder}; it is now in {aside}", highlight=False)
-        for name in (STATE, METRICS, RESULT):
+        _drop_states(folder)
+        for name in (METRICS, RESULT):
             (folder / name).unlink(missing_ok=True)
         yield
 
@@ -73,7 +74,12 @@ def keep_records(folder: Path, stage: int, last_step: int) -> None:
 def finish(folder: Path, checkpoint: Path, metrics: Mapping[str, Any]) -> None:
     """Leave the result, and no state to resume."""
     (folder / RESULT).write_text(json.dumps({"checkpoint": str(checkpoint), "metrics": metrics}, indent=2) + "\n")
-    (folder / STATE).unlink(missing_ok=True)
+    _drop_states(folder)
+
+
+def _drop_states(folder: Path) -> None:
+    for path in folder.glob("state*.safetensors"):
+        path.unlink()
 
 
 def _finished(folder: Path) -> str:

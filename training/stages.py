@@ -20,6 +20,7 @@ from training.data import Dataset
 from training.errors import RecipeError
 from training.fit import DEEP, FitState, begin, manifest, model_of, steps_per_epoch
 from training.objective import Objective, Sum, build, objectives
+from training.team import ALONE, Team
 
 _CHUNK = 4096
 Finished = Sequence[Mapping[str, Tensor]]
@@ -38,13 +39,13 @@ class Stage:
     first: Mapping[str, Tensor]
     """Parameters to begin with, in place of those that `begin` draws."""
 
-    def begin(self) -> FitState:
+    def begin(self, team: Team = ALONE) -> FitState:
         """The state before the first step.
 
         Raises:
             RecipeError: see `fit.begin`.
         """
-        return begin(self.recipe, self.data, self.objective, self.first)
+        return begin(self.recipe, self.data, self.objective, self.first, team)
 
 
 def names(recipe: Recipe) -> list[str]:
@@ -78,11 +79,11 @@ def stage(recipe: Recipe, data: Dataset, finished: Finished) -> Stage:
     return Stage(name, recipe, data, manifest(recipe, data), build(recipe.objective), first)
 
 
-def check(recipe: Recipe, data: Dataset) -> None:
+def check(recipe: Recipe, data: Dataset, team: Team = ALONE) -> None:
     """Go through all stages with two examples and no training: what is wrong with the last is said before the first.
 
     Raises:
-        RecipeError: see `names` and `fit.begin`.
+        RecipeError: see `names` and `fit.begin`; or a team whose shares of a batch are not alike.
         DataError: a batch is larger than the data.
     """
     held = {field.name: getattr(data, field.name) for field in fields(data)}
@@ -92,6 +93,11 @@ def check(recipe: Recipe, data: Dataset) -> None:
     for _ in names(recipe):
         following = stage(recipe, few, finished)
         steps_per_epoch(data, following.recipe.fit)
+        if following.recipe.fit.batch_size % team.size:
+            raise RecipeError(
+                f"fit.batch_size: {following.recipe.fit.batch_size} examples do not divide evenly among "
+                f"{team.size} processes"
+            )
         finished.append(following.begin().parameters)
 
 

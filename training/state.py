@@ -20,6 +20,11 @@ from training.fit import FitState
 STATE = "state.safetensors"
 
 
+def name_of(rank: int) -> str:
+    """The file of one process's state."""
+    return f"state-{rank}.safetensors" if rank else STATE
+
+
 class Origin(BaseModel):
     """What a state belongs to. It travels as JSON in the file's own header."""
 
@@ -31,6 +36,8 @@ class Origin(BaseModel):
     device: str
     threads: int
     """Compute threads: sums are split among them, so the bits depend on their number."""
+    processes: int = 1
+    """That share each minibatch, and have a state each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,31 +50,31 @@ class Saved:
     """Time spent in training so far."""
 
 
-def save(folder: Path, origin: Origin, fit: FitState, seconds: float) -> None:
-    """Write the state aside, fsync it and rename it into place."""
+def save(folder: Path, origin: Origin, fit: FitState, seconds: float, rank: int = 0) -> None:
+    """Write the state aside, fsync it and rename it into place. Each process of a team has its own."""
     groups = {"parameters": fit.parameters, "velocity": fit.velocity, "memory": fit.memory, "best": fit.best}
     groups |= {f"finished-{n}": parameters for n, parameters in enumerate(fit.finished)}
     tensors = {f"{group}.{name}": t.cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()}
     progress = {"step": fit.step, "seconds": seconds, "watched": fit.watched, "finished": len(fit.finished)}
     progress["order"] = list(tensors)  # the file has one of its own, and sums go through tensors in this one
     header = {"origin": origin.model_dump_json(), "progress": json.dumps(progress)}
-    aside = folder / f".{STATE}.writing"
+    aside = folder / f".{name_of(rank)}.writing"
     with aside.open("wb") as file:
         file.write(save_tensors(tensors, header))
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(folder / STATE)
+    aside.replace(folder / name_of(rank))
 
 
-def read(folder: Path, device: torch.device | str = "cpu") -> Saved:
+def read(folder: Path, device: torch.device | str = "cpu", rank: int = 0) -> Saved:
     """The state in a run's folder.
 
     Raises:
         ResumeError: there is none, or it is damaged.
     """
-    path = folder / STATE
+    path = folder / name_of(rank)
     if not path.exists():
-        raise ResumeError(f"nothing to resume in {folder}: no {STATE}")
+        raise ResumeError(f"nothing to resume in {folder}: no {path.name}")
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             header: dict[str, Any] = file.metadata() or {}
@@ -98,6 +105,8 @@ def check_same(saved: Origin, asked: Origin) -> None:
         changed.append("the data differ")
     if saved.device != asked.device:
         changed.append(f"the device was {saved.device}, now {asked.device}")
+    if saved.processes != asked.processes:
+        changed.append(f"there were {saved.processes} processes, now {asked.processes}")
     if changed:
         raise ResumeError("the run to resume is another one: " + "; ".join(changed))
 
