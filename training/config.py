@@ -127,6 +127,9 @@ class LikelihoodSettings(_Section):
 
     chains: int = Field(100, ge=2)
     temperatures: int = Field(1000, ge=10)
+    estimated_examples: int = Field(
+        1000, ge=2, description="Test examples, drawn at random, where the energy is an estimate; else it is all."
+    )
     raise_examples: Literal[0] | Annotated[int, Field(ge=2)] = Field(
         100, description="Test examples, drawn at random, for RAISE; 0: none."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from models.errors import CapabilityError
 from models.estimator import Effort, LogPartition
 from models.estimators.exact import Exact
 from models.estimators.reverse_ais import ReverseAIS
+from models.families.dbn import DBN, DRAWS
 from models.family import Base, EnergyModel, HasAnnealing, HasClasses, HasEnumeration
 from models.layered_family import LayeredModel
 from models.manifest import Manifest
@@ -30,6 +31,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, work done, work in all)."""
 
 _EXACT_MONITOR_UNITS = 16
+_MONITOR_DRAWS = 10
 _CHUNK = 1024
 _FLIPS = 16
 # The estimates' draws are those of seeds that no recipe has: training used up the ones of its own.
@@ -48,6 +50,17 @@ class Evaluation:
     """Where the annealed chains ended: approximate samples of the model."""
 
 
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What a model makes of examples."""
+
+    energy: Float[Tensor, " n"]
+    bound: Float[Tensor, " n"] | None
+    """Variational lower bounds on -E, where the energy is an estimate."""
+    error: float | None
+    """Share of the examples whose likeliest class is not theirs, where both have classes."""
+
+
 def wide(of: Manifest, model: EnergyModel) -> EnergyModel:
     """The model in float64, in which every figure is computed."""
     return model_of(of, {name: tensor.double() for name, tensor in model.tensors().items()})
@@ -60,20 +73,22 @@ def evaluate(
 
     AIS is on average too low on log Z: its log-likelihood is optimistic. Reverse AIS and RAISE are on average
     pessimistic; reverse AIS as far as its starting samples are the model's. Where the energy is a bound or an estimate
-    (`energy_kind`), so are the likelihoods, in that direction, beside. Labels are summed out.
+    (`energy_kind`), so are the likelihoods, in that direction, beside. An estimate is made on some of the examples,
+    drawn at random, and comes with the variational bound. Labels are summed out.
     """
     model = wide(of, model)
-    test = energies(model, data.test)
-    mean = float(test.mean())
+    if model.energy_kind == "estimate":
+        data = _some(data, settings.estimated_examples, seed)
+    test = judged(model, data.test, data.test_labels)
+    mean = float(test.energy.mean())
     metrics: dict[str, Any] = {
         "binarization": data.binarization,
         "energy_kind": model.energy_kind,
-        "test_examples": len(test),
-        "test_log_likelihood_examples_stderr": float(test.std(correction=0)) / math.sqrt(len(test)),
+        "test_examples": len(data.test),
+        "test_log_likelihood_examples_stderr": _stderr(test.energy),
     }
-    if isinstance(model, HasClasses) and model.class_count and data.test_labels is not None:
-        metrics["test_classification_error"] = classification_error(model, data.test, data.test_labels)
-        metrics["classification"] = model.class_kind
+    if isinstance(model, HasClasses) and test.error is not None:
+        metrics |= {"test_classification_error": test.error, "classification": model.class_kind}
     log_partition, samples = None, None
     if isinstance(model, HasAnnealing):
         log_partition, samples, found = _annealed(model, data, mean, settings, seed, progress)
@@ -82,7 +97,31 @@ def evaluate(
     if exact is not None:
         log_partition = exact
         metrics |= {"log_partition_exact": exact.value, "test_log_likelihood_exact": -mean - exact.value}
+    if test.bound is not None:
+        metrics |= _bounds(test.bound, metrics)
     return Evaluation(log_partition, metrics, samples)
+
+
+def _bounds(bound: Tensor, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The variational bound with each log Z that there is, called as the likelihood is."""
+    mean, sides = float(bound.mean()), {"optimistic": "ais", "pessimistic": "reverse_ais", "exact": "exact"}
+    log_z = {side: metrics[key] for side, by in sides.items() if (key := f"log_partition_{by}") in metrics}
+    return {
+        "importance_draws": DRAWS,
+        "test_variational_bound_examples_stderr": _stderr(bound),
+        **{f"test_variational_bound_{side}": mean - value for side, value in log_z.items()},
+    }
+
+
+def _stderr(of_examples: Tensor) -> float:
+    return float(of_examples.std(correction=0)) / math.sqrt(len(of_examples))
+
+
+def _some(data: Dataset, count: int, seed: int) -> Dataset:
+    """The data with so many of their test examples, drawn at random."""
+    chosen = _subset(len(data.test), count, seed).to(data.test.device)
+    labels = None if data.test_labels is None else data.test_labels[chosen]
+    return replace(data, test=data.test[chosen], test_labels=labels)
 
 
 def _exact(model: EnergyModel) -> LogPartition | None:
@@ -128,6 +167,18 @@ def base_rates(model: HasAnnealing, data: Dataset, seed: int) -> Base:
     return base
 
 
+def judged(model: EnergyModel, examples: Tensor, labels: Tensor | None = None, draws: int = DRAWS) -> Judged:
+    """Energies and classes; where the energy is an estimate both from the same `draws` of the recognition law."""
+    if isinstance(model, DBN) and model.energy_kind == "estimate":
+        weighed, error = model.weighed(examples.to(model.dtype), draws), None
+        if labels is not None and model.class_count:
+            error = float((weighed.label_terms().argmax(1) != labels).double().mean())
+        return Judged(-weighed.log_density()[0], weighed.bound()[0], error)
+    if labels is not None and isinstance(model, HasClasses) and model.class_count:
+        return Judged(energies(model, examples), None, classification_error(model, examples, labels))
+    return Judged(energies(model, examples), None, None)
+
+
 def energies(model: EnergyModel, examples: Tensor) -> Float[Tensor, " n"]:
     """E(v) in the model's precision."""
     starts = range(0, len(examples), _CHUNK)
@@ -154,14 +205,16 @@ def monitor(
 ) -> dict[str, float]:
     """What a glance tells: energies of training and validation examples, pseudo-likelihood, classification error.
 
-    An energy gap (validation minus training) that grows says overfitting. None of these is a log-likelihood but the
-    last, which is there for small models (exact), where log Z is `known` to the objective, or where the recipe asks
-    for it (AIS: optimistic).
+    An energy gap (validation minus training) that grows says overfitting. Estimated energies are made of few draws
+    here, and lie further on their side than at the end. None of these is a log-likelihood but the last, which is there
+    for small models (exact), where log Z is `known` to the objective, or where the recipe asks for it (AIS:
+    optimistic).
     """
     model = wide(of, model)
-    held_out = data.validation[: settings.examples]
-    train = float(energies(model, data.train[: settings.examples]).mean())
-    validation = float(energies(model, held_out).mean())
+    held_out, labels = data.validation[: settings.examples], data.validation_labels
+    seen = judged(model, held_out, None if labels is None else labels[: settings.examples], _MONITOR_DRAWS)
+    train = float(judged(model, data.train[: settings.examples], None, _MONITOR_DRAWS).energy.mean())
+    validation = float(seen.energy.mean())
     found = {
         "free_energy_train": train,
         "free_energy_validation": validation,
@@ -172,9 +225,8 @@ def monitor(
     found["weight_max"] = max(float(w.abs().max()) for w in weights)
     if data.domain in ("binary", "spin") and model.energy_kind == "exact":
         found["pseudo_log_likelihood"] = _pseudo_log_likelihood(model, held_out, data.domain, seed, step)
-    if isinstance(model, HasClasses) and model.class_count and data.validation_labels is not None:
-        labels = data.validation_labels[: settings.examples]
-        found["classification_error_validation"] = classification_error(model, held_out, labels)
+    if seen.error is not None:
+        found["classification_error_validation"] = seen.error
     log_partition = _glance(model, data, settings, seed, known)
     if log_partition is not None:
         found["log_likelihood_validation"] = -validation - log_partition

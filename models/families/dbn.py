@@ -35,9 +35,40 @@ ENUMERATED_UNITS = 16
 """Units of the directed layers together that energy(v) enumerates; beyond it is an estimate."""
 DRAWS = 100
 """Recognition draws that the estimate is made of."""
-_STATES, _ENTRIES = 1 << 12, 1 << 22
+_STATES, _ENTRIES = 1 << 12, 1 << 19
+"""Sizes of the pieces that work is done in: they fit into a processor's cache."""
 _INTENSITY_STEP = 2.0**-16
 _ARTANH = tuple(1.0 / (2 * n + 1) for n in range(16, -1, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class Weighed:
+    """Draws of h_1 .. h_(k-1) from the recognition law for each of n examples, weighed; nats, float64."""
+
+    log_weights: Float[Tensor, "n draws labels"]
+    """log p~(v, h_1 .. h_(k-1), y) - log q(h | v): a column each label, or one where there are no labels."""
+
+    def bound(self) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """E_q[log p~(v, h) - log q(h | v)] <= log p~(v), h_k and y summed out, and its standard error.
+
+        The mean over the draws (Salakhutdinov & Murray 2008, eq. 20): unbiased for the bound.
+        """
+        found = self.log_weights.logsumexp(2)
+        return found.mean(1), _deviation(found) / math.sqrt(found.shape[1])
+
+    def log_density(self) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """log of the mean of p~(v, h) / q(h | v), importance-weighted, and its standard error (delta method).
+
+        exp of it is unbiased for p~(v). Where a few draws carry all of the mean the standard error is too small.
+        """
+        found = self.log_weights.logsumexp(2)
+        weights = torch.exp(found - found.amax(1, keepdim=True))
+        stderr = _deviation(weights) / (weights.mean(1) * math.sqrt(found.shape[1]))
+        return found.logsumexp(1) - math.log(found.shape[1]), stderr
+
+    def label_terms(self) -> Float[Tensor, "n labels"]:
+        """log of the mean of p~(v, h, y) / q(h | v): for log p~(v, y), as `log_density` for log p~(v)."""
+        return self.log_weights.logsumexp(1) - math.log(self.log_weights.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,49 +202,23 @@ class DBN(HasFeatures, HasClasses, HasRecognition, HasEnumeration, HasAnnealing)
         """
         if self._enumerable:
             return -self._summed(x).logsumexp(1).to(self.dtype), None
-        value, stderr = self.importance_weighted(x)
+        value, stderr = self.weighed(x).log_density()
         return -value.to(self.dtype), stderr.to(self.dtype)
 
-    def bound(
-        self, x: Float[Tensor, "n visible"], draws: int = DRAWS, seed: int = 0
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """E_q[log p~(v, h) - log q(h | v)] <= log p~(v), h_k and y summed out, and its standard error; nats, float64.
-
-        A mean over `draws` from the recognition law (Salakhutdinov & Murray 2008, eq. 20): unbiased for the bound.
-
-        Raises:
-            InputError: fewer than one draw.
-        """
-        log_weights = self._log_weights(x, draws, seed).logsumexp(2)
-        return log_weights.mean(1), _deviation(log_weights) / math.sqrt(draws)
-
-    def importance_weighted(
-        self, x: Float[Tensor, "n visible"], draws: int = DRAWS, seed: int = 0
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """log of the mean of p~(v, h) / q(h | v) over draws from q, and its standard error (delta method); float64.
-
-        exp of it is unbiased for p~(v). Where a few draws carry all of the mean the standard error is too small.
-
-        Raises:
-            InputError: fewer than one draw.
-        """
-        log_weights = self._log_weights(x, draws, seed).logsumexp(2)
-        weights = torch.exp(log_weights - log_weights.amax(1, keepdim=True))
-        stderr = _deviation(weights) / (weights.mean(1) * math.sqrt(draws))
-        return log_weights.logsumexp(1) - math.log(draws), stderr
-
-    def _log_weights(self, x: Tensor, draws: int, seed: int) -> Float[Tensor, "n draws labels"]:
-        """log p~(v, h_1 .. h_(k-1), y) / q(h | v): a column each label, or one where there are no labels.
+    def weighed(self, x: Float[Tensor, "n visible"], draws: int = DRAWS, seed: int = 0) -> Weighed:
+        """Recognition draws for each row, and what they are worth: bound and estimates from one pass.
 
         Draw number s has the random numbers of chain s, in every row.
+
+        Raises:
+            InputError: fewer than one draw.
         """
         if draws < 1:
             raise InputError(f"draws must be at least 1; got {draws}", "draws")
         keys = ChainKeys.of(seed, draws, self.device)
         widest = max(self.block_units(name) for name in self._names)
         rows = max(1, _ENTRIES // (draws * widest))
-        pieces = torch.split(x.double(), rows)
-        return torch.cat([self._weigh(piece, keys) for piece in pieces])
+        return Weighed(torch.cat([self._weigh(piece, keys) for piece in torch.split(x.double(), rows)]))
 
     def _weigh(self, x: Tensor, keys: ChainKeys) -> Tensor:
         n, draws = len(x), len(keys)
@@ -237,10 +242,11 @@ class DBN(HasFeatures, HasClasses, HasRecognition, HasEnumeration, HasAnnealing)
     def _top_terms(self, lower: Float[Tensor, "n units"]) -> Float[Tensor, "n labels"]:
         """log sum_h_k exp(-E_top): a column each label, or one where there are no labels."""
         top = self._wide_top
-        if not self.class_count:
+        if top.U is None or top.d is None:
             return -top.energy(lower)[:, None]
-        rows = torch.ones(len(lower), dtype=torch.int64, device=self.device)
-        return torch.stack([-top.class_energy(lower, y * rows) for y in range(self.class_count)], 1)
+        inputs = top.inputs("hidden", {"visible": lower})  # one product for all labels
+        together = torch.stack([softplus(inputs + row).sum(1) for row in top.U], 1)
+        return top.visible_term(lower)[:, None] + top.d + together
 
     # --- energies by enumeration of h_1 .. h_(k-1) ---
 
@@ -321,7 +327,7 @@ class DBN(HasFeatures, HasClasses, HasRecognition, HasEnumeration, HasAnnealing)
             raise CapabilityError("this model has no label units", self.capabilities())
         if self._enumerable:
             return self._summed(x)
-        return self._log_weights(x, DRAWS, 0).logsumexp(1) - math.log(DRAWS)
+        return self.weighed(x).label_terms()
 
     # --- chains: float64, the same bits in every batch ---
 

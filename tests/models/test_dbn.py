@@ -22,7 +22,7 @@ from models.estimator import Effort
 from models.estimators.ais import AIS
 from models.estimators.reverse_ais import ReverseAIS
 from models.families import dbn as family
-from models.families.dbn import DBN
+from models.families.dbn import DBN, Weighed
 from models.families.rbm import RBM
 from models.family import Clamp, HasRecognition, Part
 from models.rng import ChainKeys
@@ -483,14 +483,14 @@ def test_the_weights_are_unbiased_for_the_density_and_their_logarithm_for_the_bo
         exact_bound = float((log_q.exp() * (joint - log_q)).sum())
         spread = float((log_q.exp() * (joint - log_q - exact_bound) ** 2).sum()) ** 0.5
         draws = 100_000
-        bound, stderr = model.bound(x[i : i + 1], draws, seed=3)
+        bound, stderr = model.weighed(x[i : i + 1], draws, seed=3).bound()
         assert abs(float(bound) - exact_bound) < Z_LIMIT * spread / math.sqrt(draws)
         assert float(stderr) == pytest.approx(spread / math.sqrt(draws), rel=0.1)
         assert exact_bound < float(log_density[i])
         # Mean of the weights: their exact variance is known too.
         ratio = torch.exp(joint - log_q - log_density[i])
         deviation = float((log_q.exp() * (ratio - 1) ** 2).sum()) ** 0.5
-        value, error = model.importance_weighted(x[i : i + 1], draws, seed=4)
+        value, error = model.weighed(x[i : i + 1], draws, seed=4).log_density()
         assert abs(math.expm1(float(value) - float(log_density[i]))) < Z_LIMIT * deviation / math.sqrt(draws)
         assert float(error) == pytest.approx(deviation / math.sqrt(draws), rel=0.2)
 
@@ -500,7 +500,7 @@ def test_the_estimate_is_a_lower_bound_in_the_mean_that_tightens_with_draws(mode
     x = states(BINARY, 3)
     seeds, counts = 100, (1, 3, 10, 100)
     found = torch.stack(
-        [torch.stack([model.importance_weighted(x, draws, seed)[0] for seed in range(seeds)]) for draws in counts]
+        [torch.stack([model.weighed(x, draws, seed).log_density()[0] for seed in range(seeds)]) for draws in counts]
     )
     means, errors = found.mean((1, 2)), found.mean(2).std(1) / math.sqrt(seeds)
     ends = [*means.tolist(), float(-model.energy(x).mean())]
@@ -538,13 +538,13 @@ def test_beyond_enumeration_the_energy_is_an_estimate_that_says_how_good_it_is(m
 
 def test_a_single_draw_has_no_standard_error_and_none_is_refused() -> None:
     model, x = ESTIMATED[0], states(BINARY, 3)
-    for estimate in (model.bound, model.importance_weighted):
-        value, stderr = estimate(x, 1)
+    for estimate in (Weighed.bound, Weighed.log_density):
+        value, stderr = estimate(model.weighed(x, 1))
         assert bool(torch.isfinite(value).all())
         assert bool(torch.isinf(stderr).all())
-        assert [t.shape for t in estimate(x[:0], 5)] == [(0,), (0,)]
-        with pytest.raises(InputError, match="at least 1; got 0"):
-            estimate(x, 0)
+        assert [t.shape for t in estimate(model.weighed(x[:0], 5))] == [(0,), (0,)]
+    with pytest.raises(InputError, match="at least 1; got 0"):
+        model.weighed(x, 0)
 
 
 # --- features, log Z, checkpoints ---

@@ -97,6 +97,58 @@ def test_where_the_energy_is_a_bound_the_likelihoods_are_too_and_are_called_so(
     assert "pseudo_log_likelihood" not in found
 
 
+@pytest.mark.parametrize("K", [0, 3])
+def test_where_the_energy_is_an_estimate_some_examples_drawn_at_random_have_it_and_the_bound(K: int) -> None:
+    # 17 directed units are beyond enumeration; 5 units above them make log Z exact.
+    layers, n, count = [6, 17, 5], 400, 300
+    model = cases.dbn(layers, seed=3, scale=0.5, classes=K, recognition=True)
+    of = cases.manifest_of("dbn", 6, classes=K, config={"layers": layers})
+    examples = cases.states(cases.BINARY, 6).repeat(7, 1)[:n].sort(0, descending=True).values.byte()
+    data = dataset(examples, labels=torch.arange(n) * 3 // n if K else None)
+    settings = LikelihoodSettings(chains=200, temperatures=200, estimated_examples=count)
+    m = evaluate(of, model, data, settings, 3, _silent).metrics
+    assert (m["energy_kind"], m["test_examples"], m["importance_draws"]) == ("estimate", count, 100)
+    assert "log_partition_raise" not in m
+    log_z = model.log_partition()
+    assert m["log_partition_exact"] == pytest.approx(log_z, abs=1e-9)
+    # Drawn at random, without repeats: a mean over a share f of the examples has (1 - f) of the usual variance.
+    weighed = model.weighed(data.test.double())
+    of_all = {
+        "test_log_likelihood": weighed.log_density()[0] - log_z,
+        "test_variational_bound": weighed.bound()[0] - log_z,
+    }
+    if K:
+        assert data.test_labels is not None
+        wrong = weighed.label_terms().argmax(1) != data.test_labels
+        stderr = float(wrong.double().std()) * math.sqrt((1 - count / n) / count)
+        assert 0.0 < abs(m["test_classification_error"] - float(wrong.double().mean())) < 4.9 * stderr
+        assert m["classification"] == "estimate"
+    for figure, values in of_all.items():
+        stderr = float(values.std()) / math.sqrt(count)
+        assert m[f"{figure}_examples_stderr"] == pytest.approx(stderr, rel=0.2)
+        found = m[f"{figure}_exact"]
+        assert 0.0 < abs(found - float(values.mean())) < 4.9 * stderr * math.sqrt(1 - count / n)
+        assert abs(float(values[:count].mean()) - float(values.mean())) > 4.9 * stderr  # a prefix would not do
+        for side, method in (("optimistic", "ais"), ("pessimistic", "reverse_ais")):
+            assert m[f"{figure}_{side}"] == pytest.approx(found + log_z - m[f"log_partition_{method}"], abs=1e-9)
+    assert m["test_variational_bound_exact"] < m["test_log_likelihood_exact"]
+
+
+def test_monitors_estimate_energies_of_few_draws_and_classify_by_the_same() -> None:
+    model = cases.dbn([6, 17, 5], seed=3, scale=0.5, classes=3, recognition=True)
+    of = cases.manifest_of("dbn", 6, classes=3, config={"layers": [6, 17, 5]})
+    data = dataset(cases.states(cases.BINARY, 6).byte(), labels=torch.arange(64) % 3)
+    found = monitor(of, model, data, MonitorSettings(examples=50), 0, 0)
+    seen = model.weighed(data.validation[:50].double(), draws=10)
+    assert data.validation_labels is not None
+    assert found["free_energy_validation"] == pytest.approx(-float(seen.log_density()[0].mean()), abs=1e-12)
+    wrong = seen.label_terms().argmax(1) != data.validation_labels[:50]
+    assert found["classification_error_validation"] == float(wrong.double().mean())
+    assert found["log_likelihood_validation"] == pytest.approx(
+        float(seen.log_density()[0].mean()) - model.log_partition(), abs=1e-9
+    )
+
+
 @pytest.mark.parametrize("name", ["rbm labelled", "dbm labelled", "dbm real labelled"])
 def test_the_classification_error_is_the_share_of_wrong_classes(name: str) -> None:
     of = cases.case(name)
