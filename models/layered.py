@@ -97,15 +97,18 @@ class Layered:
 
     # --- inputs of the units, in the parameters' precision ---
 
-    def inputs(self, block: str, states: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n units"]:
+    def inputs(
+        self, block: str, states: Mapping[str, Float[Tensor, "n _"]], own: Float[Tensor, "n units"] | None = None
+    ) -> Float[Tensor, "n units"]:
         """What the neighbours and the bias put into a block: the log-odds of its units, and for real visibles the
-        conditional mean. Neighbours that are not in `states` put in nothing."""
+        conditional mean. Neighbours that are not in `states` put in nothing. `own`: in place of a hidden layer's
+        bias, it and what neighbours that do not change put in."""
         if block == "label":
             assert self.U is not None
             assert self.d is not None
             return _plus_product(self.d, states[self.layers[-1]], self.U.T)
         at = self.layers.index(block)
-        total = self.biases[at]
+        total = self.biases[at] if own is None else own
         if at > 0 and self.layers[at - 1] in states:
             below = states[self.layers[at - 1]]
             total = _plus_product(total, self._scaled(below) if at == 1 else below, self.weights[at - 1])
@@ -292,9 +295,10 @@ class Layered:
                 {} if label is None else {"label": label}
             )
         means |= self._pass_up(means) if start is None else {name: start[name] for name in free}
+        own = {self.layers[1]: self.inputs(self.layers[1], {"visible": means.pop("visible")})}
         for _ in range(sweeps):
             for name in free:
-                inputs = self.inputs(name, means)
+                inputs = self.inputs(name, means, own.get(name))
                 means[name] = torch.softmax(inputs, 1) if name == "label" else torch.sigmoid(inputs)
         return {name: means[name] for name in self.blocks if name != "visible"}
 

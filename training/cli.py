@@ -135,6 +135,10 @@ def _print_result(console: Console, result: Result, run_dir: Path) -> None:
     if "test_log_likelihood_exact" in m:
         lines.append(f"  exact        {m['test_log_likelihood_exact']:9.3f}  log Z by enumeration")
     lines += _estimates(m)
+    if "annealed_examples" in m:
+        effort = f"{m['annealed_examples']} examples x {m['annealed_runs']} runs x {m['ais_temperatures']} temperatures"
+        above, stderr = m["annealed_above_bound"], m["annealed_above_bound_stderr"]
+        lines.append(f"  above bound  {above:9.3f}  +- {stderr:.3f}, AIS given v, {effort}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -134,6 +134,10 @@ class LikelihoodSettings(_Section):
         100, description="Test examples, drawn at random, for RAISE; 0: none."
     )
     raise_runs: int = Field(10, ge=1, description="Backward runs for each of them.")
+    annealed_examples: Literal[0] | Annotated[int, Field(ge=2)] = Field(
+        100, description="Test examples, drawn at random, to anneal given v where the energy is a bound; 0: none."
+    )
+    annealed_runs: int = Field(10, ge=1, description="Runs for each of them.")
 
 
 class Recipe(_Section):

@@ -23,7 +23,9 @@ from training.config import LikelihoodSettings, MonitorSettings
 from training.data import Dataset
 from training.likelihood import classification_error, energies, evaluate, monitor
 
-_EFFORT = LikelihoodSettings(chains=200, temperatures=200, raise_examples=12, raise_runs=100)
+_EFFORT = LikelihoodSettings(
+    chains=200, temperatures=200, raise_examples=12, raise_runs=100, annealed_examples=30, annealed_runs=20
+)
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
@@ -91,6 +93,15 @@ def test_where_the_energy_is_a_bound_the_likelihoods_are_too_and_are_called_so(
     m = evaluate(of.manifest, of.model, _data(of), _EFFORT, 3, _silent).metrics
     assert m["energy_kind"] == "lower_bound"
     assert exact - 1.0 < m["test_log_likelihood_exact"] < exact
+    # Annealed given v it is the likelihood itself, but for its error, found on 30 of the examples.
+    assert (m["annealed_examples"], m["annealed_runs"]) == (30, 20)
+    assert m["test_log_likelihood_exact"] < m["test_log_likelihood_annealed_exact"]
+    assert abs(m["test_log_likelihood_annealed_exact"] - exact) < 4.9 * m["annealed_above_bound_stderr"]
+    for side in ("optimistic", "pessimistic"):
+        found = m[f"test_log_likelihood_annealed_{side}"] - m[f"test_log_likelihood_{side}"]
+        assert found == pytest.approx(m["annealed_above_bound"], abs=1e-9)
+    few = evaluate(of.manifest, of.model, _data(of), _EFFORT.model_copy(update={"annealed_examples": 0}), 3, _silent)
+    assert not any("annealed" in key for key in few.metrics)
     assert "log_partition_raise" not in m
     found = monitor(of.manifest, of.model, _data(of), MonitorSettings(), 0, 0)
     assert found["log_likelihood_validation"] == pytest.approx(m["test_log_likelihood_exact"], abs=1e-9)
