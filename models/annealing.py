@@ -84,14 +84,14 @@ def backward(
 def base_rates(model: HasAnnealing, keys: ChainKeys, sweeps: int = 50) -> Base:
     """The base-rate model of short Gibbs chains of the model: independent units with the means seen there."""
     assert isinstance(model, HasConditionals)
-    kept = model.kept_blocks
+    blocks = model.base_blocks
     number = torch.zeros(len(keys), dtype=torch.int64, device=model.device)
     states = sweeping.begin(model, keys)
-    totals = {b: torch.zeros(model.block_units(b), dtype=torch.float64, device=model.device) for b in kept}
+    totals = {b: torch.zeros(model.block_units(b), dtype=torch.float64, device=model.device) for b in blocks}
     for k in range(1, sweeps + 1):
         states = sweeping.sweep(model, states, keys, number + k).blocks
         if k > sweeps // 2:
-            for block in kept:
+            for block in blocks:
                 totals[block] += states[block].sum(0)
     n = (sweeps - sweeps // 2) * len(keys)
     return model.base_of(totals, n)

@@ -160,10 +160,10 @@ class Part:
     """Only chains that hold some visible units draw it; the others pass over it."""
 
 
-class HasConditionals(EnergyModel):
-    """Its state is a tensor for each block of units; a sweep draws parts of blocks in turn: Gibbs sampling applies.
+class HasStates(EnergyModel):
+    """Chains run on it: their state is a tensor for each block of units.
 
-    Conditionals and joint energies are computed so that their bits do not depend on the batch they are computed in.
+    What a step computes for a chain does not depend, to the bit, on the batch that the chain is in.
     """
 
     operations: ClassVar[tuple[str, ...]] = ("sample", "complete")
@@ -176,6 +176,14 @@ class HasConditionals(EnergyModel):
     @abstractmethod
     def block_units(self, block: str) -> int:
         """How many units the block has."""
+
+    @abstractmethod
+    def noise(self, block: str, chains: int) -> Conditional:
+        """What a chain that starts from noise draws the block from."""
+
+
+class HasConditionals(HasStates):
+    """A sweep draws parts of blocks in turn, each from its law given the rest: Gibbs sampling applies."""
 
     @property
     @abstractmethod
@@ -205,14 +213,41 @@ class HasConditionals(EnergyModel):
         """The part of E(v, h) that beta multiplies: all of it, but for models with directed layers. nats, float64."""
         return self.joint_energy(states)
 
-    @abstractmethod
-    def noise(self, block: str, chains: int) -> Conditional:
-        """What a chain that starts from noise draws the block from."""
-
     @property
     @abstractmethod
     def rounding_error(self) -> float:
         """Largest |parameter - parameter as sampled|. The sampler is exact for the rounded parameters."""
+
+
+class HasGradient(HasStates, HasScore):
+    """Its visibles are continuous and its energy smooth: Langevin dynamics and Hamiltonian Monte Carlo apply."""
+
+    @property
+    @abstractmethod
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval that each visible unit lies in, or None where it is the whole line."""
+
+    @abstractmethod
+    def energy_and_gradient(
+        self, x: Float[Tensor, "n visible"], label: Int[Tensor, " n"] | None = None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n visible"]]:
+        """E(x) and grad E(x), nats, float64, of chains: a row's bits are the same in every batch.
+
+        `label`: of rows where it is 0 or more, E(x, y) and its gradient.
+        """
+
+
+class HasNoiseScales(HasScore):
+    """Knows the score of its law blurred by Gaussian noise, at every scale of a list (MATH 7)."""
+
+    @property
+    @abstractmethod
+    def sigmas(self) -> tuple[float, ...]:
+        """The standard deviations of the noise, the largest first."""
+
+    @abstractmethod
+    def blurred_score(self, x: Float[Tensor, "n visible"], sigma: float) -> Float[Tensor, "n visible"]:
+        """grad_x log p_sigma(x), p_sigma the law of x + sigma z: a row's bits are the same in every batch."""
 
 
 class HasEnumeration(EnergyModel):
@@ -239,7 +274,7 @@ class AnnealedState:
 
 
 Base = Mapping[str, Float[Tensor, " _"]]
-"""The base-rate model: independent units with these biases (means, for Gaussian units), by kept block."""
+"""The base-rate model: independent units with these biases (means, for Gaussian units), by block."""
 
 
 class HasAnnealing(EnergyModel):
@@ -256,9 +291,15 @@ class HasAnnealing(EnergyModel):
     def kept_blocks(self) -> tuple[str, ...]:
         """The blocks that are not summed out."""
 
+    @property
+    def base_blocks(self) -> tuple[str, ...]:
+        """The blocks that the base-rate model has biases for: the kept ones, and summed-out ones where the path begins
+        at units that are independent but not fair."""
+        return self.kept_blocks
+
     @abstractmethod
     def base_of(self, totals: Mapping[str, Float[Tensor, " _"]], n: int) -> Base:
-        """The base-rate model whose units have the means of n states that add up to `totals`, by kept block."""
+        """The base-rate model whose units have the means of n states that add up to `totals`, by base block."""
 
     @abstractmethod
     def annealed_base(self, base: Base) -> float:

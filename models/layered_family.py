@@ -141,6 +141,11 @@ class LayeredModel(HasScore, HasFeatures, HasClasses, HasConditionals, HasEnumer
         """The even layers, and the labels where they stand beside them."""
         return self.machine.side(False)
 
+    @property
+    def base_blocks(self) -> tuple[str, ...]:
+        """All blocks; odd ones that are left out begin at fair coins and dice."""
+        return self.machine.blocks
+
     def base_of(self, totals: Mapping[str, Float[Tensor, " _"]], n: int) -> Base:
         """Log-odds of binary units, log-probabilities of the classes, means of real ones; all finite."""
         return base_of(self.machine, totals, n)

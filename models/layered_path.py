@@ -1,8 +1,9 @@
 """The annealing path of a layered Boltzmann machine: even layers kept, odd layers summed out (MATH 5, 12).
 
-f_beta has the couplings and the odd layers' biases times beta, and the even layers' biases on the way from those of
-the base-rate model to the model's: for real visibles their means, at the model's own variances (Salakhutdinov & Murray
-2008, eq. 15; Salakhutdinov & Hinton 2009, eq. 18).
+f_beta has the couplings times beta, and all biases on the way from those of the base-rate model to the model's: for
+real visibles their means, at the model's own variances. Salakhutdinov & Murray (2008, eq. 15) and Salakhutdinov &
+Hinton (2009, eq. 18) have the odd layers' biases times beta: they begin at fair coins, whatever those units' means. Where
+biases balance couplings, as they do after centred learning, the path then leaves the region that the model lives in.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from models.rng import ChainKeys
 
 
 def base_of(machine: Layered, totals: Mapping[str, Float[Tensor, " _"]], n: int) -> dict[str, Float[Tensor, " _"]]:
-    """Biases of independent units with the means of n states that add up to `totals`, by even block; all finite.
+    """Biases of independent units with the means of n states that add up to `totals`, by block; all finite.
 
     Log-odds of binary units, log-probabilities of the classes, means of real units.
     """
@@ -36,7 +37,7 @@ def base_of(machine: Layered, totals: Mapping[str, Float[Tensor, " _"]], n: int)
 
 @dataclass(frozen=True, eq=False)
 class LayeredPath:
-    """f_beta of one machine from one base: biases by even block. float64."""
+    """f_beta of one machine from one base: biases by block, fair coins and dice for odd blocks without. float64."""
 
     machine: Layered
     base: Mapping[str, Float[Tensor, " _"]]
@@ -55,9 +56,19 @@ class LayeredPath:
             else:
                 total += biases.logsumexp(0) if block == "label" else softplus(biases).sum()
         for block in machine.side(True):
-            units = machine.units(block)
-            total += math.log(units) if block == "label" else units * math.log(2.0)
+            biases = self._at_zero(block)
+            total += biases.logsumexp(0) if block == "label" else softplus(biases).sum()
         return float(total)
+
+    def _at_zero(self, block: str) -> Float[Tensor, " units"]:
+        """An odd block's biases in f_0."""
+        if block in self.base:
+            return self.base[block].double()
+        return torch.zeros(self.machine.units(block), dtype=torch.float64, device=self.machine.device)
+
+    def _mixed(self, block: str, inputs: Float[Tensor, "n units"], beta: float) -> Float[Tensor, "n units"]:
+        """An odd block's inputs at beta, where these are the ones at 1."""
+        return beta * inputs + (1.0 - beta) * self._at_zero(block)
 
     def start(self, keys: ChainKeys, sweep: Int[Tensor, " n"]) -> dict[str, Float[Tensor, "n _"]]:
         """Even blocks drawn from f_0."""
@@ -86,7 +97,8 @@ class LayeredPath:
             else:
                 total += states @ biases
         for block, inputs in activations.items():
-            total += (beta * inputs).logsumexp(1) if block == "label" else softplus(beta * inputs).sum(1)
+            mixed = self._mixed(block, inputs, beta)
+            total += mixed.logsumexp(1) if block == "label" else softplus(mixed).sum(1)
         return total
 
     def transition(
@@ -98,7 +110,9 @@ class LayeredPath:
     ) -> dict[str, Float[Tensor, "n _"]]:
         """Odd blocks given even ones, then even ones given odd ones, at beta."""
         machine, stream = self.machine, self.machine.blocks.index
-        odd = {b: machine.law(b, beta * a).sample(keys, sweep, stream(b)) for b, a in activations.items()}
+        odd = {
+            b: machine.law(b, self._mixed(b, a, beta)).sample(keys, sweep, stream(b)) for b, a in activations.items()
+        }
         even = {}
         for block in machine.side(False):
             pull = machine.exact_inputs(block, odd) - machine.wide_bias(block)

@@ -203,9 +203,9 @@ def _annealed(
 
 
 def base_rates(model: HasAnnealing, data: Dataset, seed: int) -> Base:
-    """The base-rate model: visibles and labels with the training data's means, other kept units with their own."""
-    base = {name: bias.to(model.device) for name, bias in base_of(data).items() if name in model.kept_blocks}
-    if set(base) != set(model.kept_blocks):
+    """The base-rate model: visibles and labels with the training data's means, other units with their own."""
+    base = {name: bias.to(model.device) for name, bias in base_of(data).items() if name in model.base_blocks}
+    if set(base) != set(model.base_blocks):
         keys = ChainKeys.of(seed + _AIS_SEED, 100, model.device, first=2 * _RAISE_FIRST)
         base = {**annealing.base_rates(model, keys), **base}
     return base

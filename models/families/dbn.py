@@ -437,6 +437,11 @@ class DBN(HasFeatures, HasClasses, HasRecognition, HasEnumeration, HasAnnealing)
         """The lower side of the top RBM: layer k - 1 and the labels."""
         return tuple(outer for outer, inner in self._in_top.items() if inner in self.top.side(False))
 
+    @property
+    def base_blocks(self) -> tuple[str, ...]:
+        """Both sides of the top RBM."""
+        return tuple(self._in_top)
+
     def _path(self, base: Base) -> LayeredPath:
         return LayeredPath(self.top, self._inside(base))
 

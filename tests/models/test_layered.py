@@ -313,22 +313,29 @@ def test_a_recognition_net_without_labels_classifies_nothing() -> None:
 # --- the annealing path with real visibles ---
 
 
-def base_of(of: Case, seed: int = 5) -> dict[str, Tensor]:
-    return {block: normal((of.sweeping.block_units(block),), seed, 0.5) for block in model_of(of).kept_blocks}
+def base_of(of: Case, odd: bool, seed: int = 5) -> dict[str, Tensor]:
+    """Biases for the even blocks, and for the `odd` ones too, or not."""
+    blocks = model_of(of).base_blocks if odd else model_of(of).kept_blocks
+    return {block: normal((of.sweeping.block_units(block),), seed, 0.5) for block in blocks}
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
-def test_the_density_of_the_path_is_that_of_a_machine_with_changed_parameters(name: str, beta: float) -> None:
-    # f_beta(even) = sum over odd of exp(-E), weights and odd biases times beta, even biases on the way (MATH 12).
+@pytest.mark.parametrize("odd", [True, False])
+def test_the_density_of_the_path_is_that_of_a_machine_with_changed_parameters(
+    name: str, beta: float, odd: bool
+) -> None:
+    # f_beta(even) = sum over odd of exp(-E), weights times beta, biases on the way, from 0 where there is no base.
     of = case(name, 3, 5)
-    model, reference, base = model_of(of), Reference.of(of), base_of(of)
+    model, reference, base = model_of(of), Reference.of(of), base_of(of, odd)
+    assert set(base) == set(model.blocks if odd else model.kept_blocks)
     kept = {block: states for block, states in cases.some_states(of, 30).items() if block in model.kept_blocks}
     depth, k = len(reference.W), model.class_count
     even = {"visible": 0, **{f"hidden{n}": n for n in range(2, depth + 1, 2)}}
+    places = {"visible": 0, **{layer: n for n, layer in enumerate(model.layers, start=1)}}
     biases = [beta * b for b in reference.b]
-    for block, n in even.items():
-        biases[n] = biases[n] + (1 - beta) * base[block].numpy()
+    for block in base.keys() - {"label"}:
+        biases[places[block]] = biases[places[block]] + (1 - beta) * base[block].numpy()
     d = None if reference.d is None else beta * reference.d
     if d is not None and "label" in base:
         d = d + (1 - beta) * base["label"].numpy()
@@ -354,10 +361,13 @@ def test_the_density_of_the_path_is_that_of_a_machine_with_changed_parameters(na
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
-def test_a_transition_is_odd_layers_given_even_ones_and_back_at_any_real_visibles(name: str, beta: float) -> None:
+@pytest.mark.parametrize("odd_base", [True, False])
+def test_a_transition_is_odd_layers_given_even_ones_and_back_at_any_real_visibles(
+    name: str, beta: float, odd_base: bool
+) -> None:
     # f(x) p(odd | x) p(y | odd) = f(y) p(odd | y) p(x | odd) for any x, y and odd layers: reversible, and f unchanged.
     of = case(name, 3, 5)
-    model, base, n = model_of(of), base_of(of), 40
+    model, base, n = model_of(of), base_of(of, odd_base), 40
     x, y = (
         {block: states for block, states in cases.some_states(of, n, seed).items() if block in model.kept_blocks}
         for seed in (1, 2)
