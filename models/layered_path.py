@@ -2,8 +2,8 @@
 
 f_beta has the couplings times beta, and all biases on the way from those of the base-rate model to the model's: for
 real visibles their means, at the model's own variances. Salakhutdinov & Murray (2008, eq. 15) and Salakhutdinov &
-Hinton (2009, eq. 18) have the odd layers' biases times beta: they begin at fair coins, whatever those units' means. Where
-biases balance couplings, as they do after centred learning, the path then leaves the region that the model lives in.
+Hinton (2009, eq. 18) have the odd layers' biases times beta: they begin at fair coins, whatever those units' means.
+Where biases balance couplings, as they do after centred learning, that path leaves the region that the model lives in.
 """
 
 from __future__ import annotations
