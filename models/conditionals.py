@@ -91,6 +91,27 @@ class Gaussian(Conditional):
 
 
 @dataclass(frozen=True)
+class Uniform(Conditional):
+    """Independent real units, each uniform on an interval of its own."""
+
+    low: Float[Tensor, "n units"]
+    high: Float[Tensor, "n units"]
+
+    def sample(self, keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int) -> Float[Tensor, "n units"]:
+        """One draw for each chain, float64, inside the interval."""
+        return self.low + (self.high - self.low) * rng.uniforms(keys, sweep, stream, self.low.shape[1])
+
+    def mean(self) -> Float[Tensor, "n units"]:
+        """The middle."""
+        return (self.low + self.high) / 2
+
+    def log_prob(self, state: Float[Tensor, "n units"]) -> Float[Tensor, " n"]:
+        """Log density; -inf outside."""
+        inside = (state >= self.low) & (state <= self.high)
+        return torch.where(inside, -torch.log(self.high - self.low), -torch.inf).sum(1)
+
+
+@dataclass(frozen=True)
 class Spin(Conditional):
     """Units in {-1, +1} with P(+1) = sigmoid(logits)."""
 

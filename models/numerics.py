@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,29 @@ def all_binary_states(units: int, start: int, stop: int, device: torch.device) -
     """The states number start..stop-1 of `units` binary units; unit 0 is the lowest bit. float64."""
     numbers = torch.arange(start, stop, device=device, dtype=torch.int64)
     return ((numbers[:, None] >> torch.arange(units, device=device)) & 1).double()
+
+
+ROWS = 64
+"""Rows that a network computes at once for chains. Libraries choose how to sum by the shape of a product."""
+
+
+def by_rows(
+    function: Callable[..., tuple[Tensor, ...]], rows: int, *arguments: Tensor | None
+) -> tuple[Float[Tensor, "*shape"], ...]:
+    """`function` of the arguments' first dimension in pieces of just so many rows, the last one filled up.
+
+    Every piece has the same shape, so that what is found for a row depends neither on how many others there are nor on
+    which.
+    """
+    n = next(len(a) for a in arguments if a is not None)
+    pieces = []
+    for at in range(0, max(n, 1), rows):
+        missing = max(at + rows - n, 0)
+        piece = [
+            None if a is None else torch.cat((a[at : at + rows], a.new_zeros(missing, *a.shape[1:]))) for a in arguments
+        ]
+        pieces.append(function(*piece))
+    return tuple(torch.cat(parts)[:n] for parts in zip(*pieces, strict=True))
 
 
 def exact_grid(bound: float) -> float:

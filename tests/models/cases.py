@@ -7,6 +7,7 @@ them, selecting by what the built model can do, and fail while a family has none
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from models.catalog import families
 from models.families.bm import BM
 from models.families.bm_hidden import BMHidden
 from models.families.dbm import DBM
@@ -246,6 +248,33 @@ def _dbn(depth: int, domain: Domain = "binary", classes: int = 0, recognition: b
     return make
 
 
+def _network(
+    family: str, domain: Domain, shape: Callable[[int], list[int]], architecture: dict[str, Any], classes: int = 0
+) -> Factory:
+    """Normal weights of standard deviation `scale` / sqrt(inputs); there are no hidden units in the model's sense."""
+
+    def make(visible: int, _hidden: int, seed: int, dtype: torch.dtype, scale: float) -> Case:
+        config = {"architecture": architecture} | ({"prior_std": 1.5} if domain == "real" else {})
+        manifest = manifest_of(family, visible, domain, classes, config)
+        manifest = manifest.model_copy(update={"visible": Visible(shape=shape(visible), domain=domain)})
+        kind = families()[family]
+        tensors = {
+            name: normal(size, seed + n, 2 * scale / math.sqrt(math.prod(size[1:]))).to(dtype)
+            for n, (name, size) in enumerate(kind.tensor_shapes(manifest, {}).items())
+        }
+        return Case(kind.from_tensors(manifest, tensors), manifest, {"visible": None})
+
+    return make
+
+
+def _flat(visible: int) -> list[int]:
+    return [visible]
+
+
+def _row(visible: int) -> list[int]:
+    return [1, visible]
+
+
 FACTORIES: Mapping[str, Factory] = {
     "bm": _bm("binary"),
     "bm spin": _bm("spin"),
@@ -269,6 +298,11 @@ FACTORIES: Mapping[str, Factory] = {
     "dbn recognition": _dbn(2, "unit", recognition=True),
     "dbn deep": _dbn(3, recognition=True),
     "dbn one layer labelled": _dbn(1, classes=CLASSES),
+    "mlp_energy": _network("mlp_energy", "real", _flat, {"hidden": [8, 8], "activation": "tanh"}),
+    "mlp_energy unit": _network("mlp_energy", "unit", _flat, {"name": "mlp", "hidden": [8]}),
+    "conv_energy": _network("conv_energy", "unit", _row, {"channels": [4]}),
+    "resnet_energy": _network("resnet_energy", "unit", _row, {"channels": [4, 4]}),
+    "jem": _network("jem", "unit", _flat, {"name": "mlp", "hidden": [8, 8]}, CLASSES),
 }
 """By name: the family, and where it has several, the variant after a blank."""
 

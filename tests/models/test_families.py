@@ -25,6 +25,7 @@ from models.family import (
     HasEnumeration,
     HasFeatures,
     HasScore,
+    HasStates,
     Part,
 )
 from models.rng import ChainKeys
@@ -115,7 +116,7 @@ def test_capabilities_are_those_of_the_base_classes_in_their_order(name: str) ->
         HasScore: ("score",),
         HasFeatures: ("features",),
         HasClasses: ("classify",),
-        HasConditionals: ("sample", "complete"),
+        HasStates: ("sample", "complete"),
         HasEnumeration: ("log_partition",),
         HasAnnealing: ("log_partition",),
     }

@@ -1,0 +1,32 @@
+"""A multilayer perceptron."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from models.architecture import ACTIVATIONS, Activation, Architecture, Network
+
+Width = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class MLP(Architecture):
+    """Layers of so many units, each with the activation; the head is linear."""
+
+    name: ClassVar[str] = "mlp"
+
+    hidden: list[Width] = Field([256, 256], min_length=1, max_length=32)
+    activation: Activation = "swish"
+
+    def network(self, shape: tuple[int, ...], outputs: int) -> Network:
+        """For examples of any shape, flattened."""
+        below = 1
+        for size in shape:
+            below *= size
+        layers: list[nn.Module] = [nn.Flatten()]
+        for width in self.hidden:
+            layers += [nn.Linear(below, width), ACTIVATIONS[self.activation]()]
+            below = width
+        return Network(nn.Sequential(*layers), nn.Linear(below, outputs))

@@ -1,0 +1,162 @@
+"""Families whose energy is a network's: energies, scores, classes, features, and bits that no batch changes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models import catalog
+from models.architecture import architectures, read
+from models.errors import CapabilityError, CheckpointError
+from models.families.jem import JEM
+from models.network_family import NetworkEnergy
+from tests.models.cases import case, manifest_of, names, normal
+
+NAMES = names(lambda of: isinstance(of.model, NetworkEnergy))
+
+
+def model_of(name: str, visible: int = 5, dtype: torch.dtype = torch.float64) -> NetworkEnergy:
+    model = case(name, visible, dtype=dtype).model
+    assert isinstance(model, NetworkEnergy)
+    return model
+
+
+def points(n: int, visible: int = 5, dtype: torch.dtype = torch.float64) -> Tensor:
+    return normal((n, visible), 3).sigmoid().to(dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_score_is_minus_the_slope_of_the_energy(name: str) -> None:
+    model, x, step = model_of(name), points(7), 1e-5
+    for unit in range(x.shape[1]):
+        moved = torch.zeros_like(x)
+        moved[:, unit] = step
+        slope = (model.energy(x + moved) - model.energy(x - moved)) / (2 * step)
+        np.testing.assert_allclose(model.score(x)[:, unit], -slope, atol=1e-8)
+    energy, gradient = model.energy_and_gradient(x)
+    np.testing.assert_allclose(energy, model.energy(x), atol=1e-12)
+    np.testing.assert_allclose(gradient, -model.score(x), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bits_of_a_row_do_not_depend_on_its_batch(name: str, threads: int) -> None:
+    before = torch.get_num_threads()
+    model, x = model_of(name, dtype=torch.float32), points(150, dtype=torch.float32)
+    energy, gradient = model.energy_and_gradient(x)
+    try:
+        torch.set_num_threads(threads)
+        order = torch.randperm(150, generator=torch.Generator().manual_seed(1))
+        for rows in (order, order[:1], order[3:70], order[60:129]):
+            some_energy, some_gradient = model.energy_and_gradient(x[rows])
+            assert torch.equal(some_energy, energy[rows])
+            assert torch.equal(some_gradient, gradient[rows])
+    finally:
+        torch.set_num_threads(before)
+    assert energy.dtype == gradient.dtype == torch.float64
+    assert [len(t) for t in model.energy_and_gradient(x[:0])] == [0, 0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slopes_are_had_in_inference_mode_too(name: str) -> None:
+    model, x = model_of(name), points(3)
+    with torch.inference_mode():
+        found = model.energy_and_gradient(x.clone())[1]
+        np.testing.assert_allclose(found, -model.score(x.clone()), atol=1e-12)
+    assert torch.equal(found, model.energy_and_gradient(x)[1])
+
+
+def test_a_quadratic_term_keeps_real_visibles_together() -> None:
+    model, x = model_of("mlp_energy"), points(4)
+    without = model.network.outputs(x)[:, 0]
+    np.testing.assert_allclose(model.energy(x) - without, x.square().sum(1) / (2 * 1.5**2), atol=1e-12)
+
+
+def test_a_jem_is_its_logits() -> None:
+    model, x = model_of("jem"), points(6)
+    assert isinstance(model, JEM)
+    logits = model.network.outputs(x)
+    np.testing.assert_allclose(model.energy(x), -logits.logsumexp(1), atol=1e-12)
+    np.testing.assert_allclose(model.class_log_probs(x), torch.log_softmax(logits, 1), atol=1e-12)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    np.testing.assert_allclose(model.class_energy(x, labels), -logits[range(6), labels], atol=1e-12)
+    # log p(y | x) = E(x) - E(x, y), and a label of -1 is none.
+    some = torch.tensor([0, -1, 2, -1, 1, 2])
+    energy, gradient = model.energy_and_gradient(x, some)
+    free = model.energy_and_gradient(x)
+    assert torch.equal(energy[some < 0], free[0][some < 0])
+    assert torch.equal(gradient[some < 0], free[1][some < 0])
+    np.testing.assert_allclose(energy[some >= 0], -logits[some >= 0, some[some >= 0]], atol=1e-12)
+    with pytest.raises(CapabilityError, match="no classes"):
+        model_of("mlp_energy").energy_and_gradient(x, some)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_what_the_head_takes(name: str) -> None:
+    model, x = model_of(name), points(4)
+    head = {n.removeprefix("head."): t for n, t in model.tensors().items() if n.startswith("head.")}
+    outputs = model.features(x) @ head["weight"].T + head["bias"]
+    np.testing.assert_allclose(outputs, model.network.outputs(x), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_is_rebuilt_from_its_manifest(name: str) -> None:
+    of = case(name, 5)
+    rebuilt = catalog.build(of.manifest, of.model.tensors())
+    assert torch.equal(rebuilt.energy(points(3)), of.model.energy(points(3)))
+    assert {n: tuple(t.shape) for n, t in of.model.tensors().items()} == type(of.model).tensor_shapes(of.manifest, {})
+
+
+@pytest.mark.parametrize("kind", sorted(architectures()))
+@pytest.mark.parametrize("shape", [(9, 8), (8, 8, 3)])
+def test_every_architecture_takes_images_and_treats_examples_apart(kind: str, shape: tuple[int, ...]) -> None:
+    network = architectures()[kind]().network(shape, 2).double()
+    x = normal((4, *shape), 1)
+    outputs = network(x).detach()
+    assert outputs.shape == (4, 2)
+    assert not list(network.buffers())
+    np.testing.assert_allclose(network(x[2:3]).detach(), outputs[2:3], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "config.architecture must say"),
+        ({"architecture": {"name": "transformer"}}, "expected one of mlp"),
+        ({"architecture": {"hidden": []}}, "hidden: List should have at least 1 item"),
+        ({"architecture": {"hidden": [4], "dropout": 0.5}}, "dropout: Extra inputs"),
+        ({"architecture": {"hidden": [4], "activation": "sin"}}, "activation: Input should be 'swish'"),
+        ({"architecture": {"hidden": [4]}, "prior_std": 0}, "prior_std must be a number above 0"),
+    ],
+)
+def test_a_wrong_architecture_is_refused_by_name(config: dict[str, object], message: str) -> None:
+    manifest = manifest_of("mlp_energy", 3, "real", config=config)
+    good = manifest_of("mlp_energy", 3, "real", config={"architecture": {"hidden": [4]}})
+    shapes = catalog.families()["mlp_energy"].tensor_shapes(good, {})
+    with pytest.raises(CheckpointError, match=message):
+        catalog.build(manifest, {name: torch.zeros(shape) for name, shape in shapes.items()})
+
+
+def test_convolutions_need_images_and_a_jem_needs_classes() -> None:
+    with pytest.raises(CheckpointError, match="needs images"):
+        read({"architecture": {"name": "conv"}}).shapes((9,), 1)
+    with pytest.raises(CheckpointError, match="3 halvings leave nothing of images of 4 x 9"):
+        read({"architecture": {"name": "conv"}}).shapes((4, 9), 1)
+    with pytest.raises(CheckpointError, match="classes"):
+        catalog.families()["jem"].tensor_shapes(
+            manifest_of("jem", 3, "unit", config={"architecture": {"name": "mlp"}}), {}
+        )
+
+
+def test_chains_start_in_the_visibles_own_domain() -> None:
+    real, unit = model_of("mlp_energy"), model_of("mlp_energy unit")
+    assert (real.bounds, unit.bounds) == (None, (0.0, 1.0))
+    states = torch.linspace(-1, 2, 7, dtype=torch.float64)[:, None].expand(-1, 5)
+    inside = (states[:, 0] >= 0) & (states[:, 0] <= 1)
+    assert torch.equal(torch.isfinite(unit.noise("visible", 7).log_prob(states)), inside)
+    normal_law = -0.5 * (states / 1.5).square() - math.log(1.5) - 0.5 * math.log(2 * math.pi)
+    np.testing.assert_allclose(real.noise("visible", 7).log_prob(states), normal_law.sum(1), atol=1e-12)
