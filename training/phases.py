@@ -6,6 +6,7 @@ MATH 1-5). Written once for all layered machines; every objective that contrasts
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -195,14 +196,20 @@ class Phases:
         for block in machine.blocks:
             shift[block] = seen[block] - model[block].mean(0)
         offset, memory = self._offset(seen, shift, memory, centring)
+        # Rounded are only deviations from these: of a unit that hardly varies, next to nothing.
+        around = offset or (seen if self.products == "bfloat16" else {})
         biases = dict(shift)
         if machine.log_sigma is not None:
             biases["visible"] = raw
         for name, below, above in self._pairs():
-            dW = self._difference(data[below], data[above], model[below], model[above])
+            if around:
+                a, b = around[below], around[above]
+                dW = self._difference(data[below] - a, model[below] - a, data[above] - b, model[above] - b)
+            else:
+                dW = self._difference(data[below], model[below], data[above], model[above])
+            if around and not offset:
+                dW.addr_(shift[below], b).addr_(a, shift[above])
             if offset:
-                # <(x-mu)(y-lambda)'> differs by rank-one terms; mu lambda' falls out of the difference.
-                dW.addr_(shift[below], offset[above], alpha=-1).addr_(offset[below], shift[above], alpha=-1)
                 pull = dW @ offset[above]
                 if below == "visible" and machine.log_sigma is not None:
                     pull = machine.log_sigma.exp() * pull
@@ -213,15 +220,22 @@ class Phases:
             gradient[names[f"bias of {block}"]] = change
         return gradient, memory
 
-    def _difference(self, below: Tensor, above: Tensor, model_below: Tensor, model_above: Tensor) -> Tensor:
-        """<x y'>_data - <x y'>_model as one product. The states y are divided: those of x may be exact in bfloat16."""
-        n, rows = len(below), len(below) + len(model_below)
+    def _difference(self, below: Tensor, model_below: Tensor, above: Tensor, model_above: Tensor) -> Tensor:
+        """<x y'>_data - <x y'>_model: one product where there are as many chains as examples, or twice, or half.
+
+        In bfloat16 a division of states by their number would be off by the same part in all chains, and so make a
+        steady pull: states are multiplied by powers of two alone, and what they add up to is divided in float32.
+        """
+        n, chains = len(below), len(model_below)
         kind = below.dtype if self.products == "float32" else torch.bfloat16
+        if math.frexp(n / chains)[0] != 0.5:
+            ours = (below.to(kind).T @ above.to(kind)).to(below) / n
+            return ours.sub_((model_below.to(kind).T @ model_above.to(kind)).to(below), alpha=1 / chains)
+        rows = n + chains
         x, y = below.new_empty(rows, below.shape[1], dtype=kind), above.new_empty(rows, above.shape[1], dtype=kind)
-        x[:n], x[n:] = below, model_below
-        torch.div(above, n, out=y[:n])
-        torch.div(model_above, n - rows, out=y[n:])
-        return (x.T @ y).to(below)
+        x[:n], x[n:], y[:n] = below, model_below, above
+        torch.mul(model_above, -n / chains, out=y[n:])
+        return (x.T @ y).to(below).div_(n)
 
     def _log_sigma_term(self, states: Mapping[str, Tensor]) -> Tensor:
         machine = self.machine
