@@ -228,9 +228,9 @@ class Phases:
         x, y = (self._stacked(block, data, model, around) for block in (below, above))
         if math.frexp(n / chains)[0] == 0.5:
             y[n:] *= -n / chains
-            return (x.T @ y) * data[below].new_tensor([1 / n])
-        ours, theirs = x[:n].T @ y[:n], x[n:].T @ y[n:]
-        return ours * data[below].new_tensor([1 / n]) - theirs * data[below].new_tensor([1 / chains])
+            return (x.T @ y).to(data[below]).mul_(1 / n)
+        ours, theirs = (x[:n].T @ y[:n]).to(data[below]), (x[n:].T @ y[n:]).to(data[below])
+        return ours.mul_(1 / n).sub_(theirs, alpha=1 / chains)
 
     def _stacked(self, block: str, data: States, model: States, around: States) -> Tensor:
         n, chains = len(data[block]), len(model[block])
