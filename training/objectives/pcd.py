@@ -14,7 +14,6 @@ from training.objective import Batch, Draws, Memory, Objective
 from training.pairwise_phases import PairwisePhases
 from training.phases import Centring, Doubled, Phases, Products
 
-
 _BEFORE = 1 << 31
 """Number of the burn-in's first sweep, which no sweep of training has."""
 
