@@ -6,6 +6,7 @@ MATH 1-5). Written once for all layered machines; every objective that contrasts
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -195,14 +196,17 @@ class Phases:
         for block in machine.blocks:
             shift[block] = seen[block] - model[block].mean(0)
         offset, memory = self._offset(seen, shift, memory, centring)
+        # Rounded are only deviations from these: of a unit that hardly varies, next to nothing. (One hidden layer has
+        # means under the data and under the model, which are rounded alike.)
+        around = offset or (seen if self.products == "bfloat16" and machine.depth > 1 else {})
         biases = dict(shift)
         if machine.log_sigma is not None:
             biases["visible"] = raw
         for name, below, above in self._pairs():
-            dW = self._difference(data[below], data[above], model[below], model[above])
+            dW = self._difference(below, above, data, model, around)
+            if around and not offset:
+                dW.addr_(shift[below], around[above]).addr_(around[below], shift[above])
             if offset:
-                # <(x-mu)(y-lambda)'> differs by rank-one terms; mu lambda' falls out of the difference.
-                dW.addr_(shift[below], offset[above], alpha=-1).addr_(offset[below], shift[above], alpha=-1)
                 pull = dW @ offset[above]
                 if below == "visible" and machine.log_sigma is not None:
                     pull = machine.log_sigma.exp() * pull
@@ -213,15 +217,31 @@ class Phases:
             gradient[names[f"bias of {block}"]] = change
         return gradient, memory
 
-    def _difference(self, below: Tensor, above: Tensor, model_below: Tensor, model_above: Tensor) -> Tensor:
-        """<x y'>_data - <x y'>_model as one product. The states y are divided: those of x may be exact in bfloat16."""
-        n, rows = len(below), len(below) + len(model_below)
-        kind = below.dtype if self.products == "float32" else torch.bfloat16
-        x, y = below.new_empty(rows, below.shape[1], dtype=kind), above.new_empty(rows, above.shape[1], dtype=kind)
-        x[:n], x[n:] = below, model_below
-        torch.div(above, n, out=y[:n])
-        torch.div(model_above, n - rows, out=y[n:])
-        return (x.T @ y).to(below)
+    def _difference(self, below: str, above: str, data: States, model: States, around: States) -> Tensor:
+        """<(x - a)(y - b)'>_data - <(x - a)(y - b)'>_model: one product where there are as many chains as examples, or
+        twice, or half.
+
+        In bfloat16 a division of states by their number would be off by the same part in all chains, and so make a
+        steady pull: states are multiplied by powers of two alone, and what they add up to is divided in float32.
+        """
+        n, chains = len(data[below]), len(model[below])
+        x, y = (self._stacked(block, data, model, around) for block in (below, above))
+        if math.frexp(n / chains)[0] == 0.5:
+            y[n:] *= -n / chains
+            return (x.T @ y).to(data[below]).mul_(1 / n)
+        ours, theirs = (x[:n].T @ y[:n]).to(data[below]), (x[n:].T @ y[n:]).to(data[below])
+        return ours.mul_(1 / n).sub_(theirs, alpha=1 / chains)
+
+    def _stacked(self, block: str, data: States, model: States, around: States) -> Tensor:
+        n, chains = len(data[block]), len(model[block])
+        kind = data[block].dtype if self.products == "float32" else torch.bfloat16
+        rows = data[block].new_empty(n + chains, data[block].shape[1], dtype=kind)
+        for states, at in ((data[block], rows[:n]), (model[block], rows[n:])):
+            if around:
+                torch.sub(states, around[block], out=at)
+            else:
+                at.copy_(states)
+        return rows
 
     def _log_sigma_term(self, states: Mapping[str, Tensor]) -> Tensor:
         machine = self.machine

@@ -252,6 +252,17 @@ def test_the_first_chains_of_pcd_have_the_datas_means() -> None:
     assert float(z.abs().max()) < 5.2
 
 
+@pytest.mark.parametrize(("burn_in", "reached"), [(100, True), (0, False)])
+def test_a_burn_in_takes_the_first_chains_to_the_models_law(burn_in: int, reached: bool) -> None:
+    of = cases.case("rbm", 5, 4, seed=2)
+    everything = cases.joint_states(of.sweeping, of.values)
+    p = everything["hidden"].T @ cases.law(of.sweeping.joint_energy(everything))
+    settings = {"name": "pcd", "chains": 20_000, "burn_in": burn_in}
+    chains = build(settings).start(_single(of), {"visible": torch.zeros(5).double()}, seed=1)["chains.hidden"]
+    z = (chains.double().mean(0) - p) / torch.sqrt(p * (1 - p) / 20_000)
+    assert (float(z.abs().max()) < 5.2) is reached
+
+
 # --- sums ---
 
 

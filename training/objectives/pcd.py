@@ -14,6 +14,9 @@ from training.objective import Batch, Draws, Memory, Objective
 from training.pairwise_phases import PairwisePhases
 from training.phases import Centring, Doubled, Phases, Products
 
+_BEFORE = 1 << 31
+"""Number of the burn-in's first sweep, which no sweep of training has."""
+
 
 class PCD(Objective):
     """PCD-k: the model's expectations from chains that go on from step to step, k sweeps each.
@@ -26,6 +29,7 @@ class PCD(Objective):
 
     steps: int = Field(1, ge=1, description="k.")
     chains: int = Field(100, ge=1)
+    burn_in: int = Field(0, ge=0, description="Sweeps before the first step, for a model that is trained already.")
     centring: Centring = "none"
     products: Products = Field("float32", description="Precision of matrix products.")
     doubled: Doubled = Field("none", description="For a layer that will be an end of a DBM.")
@@ -37,9 +41,11 @@ class PCD(Objective):
         return isinstance(model, LayeredModel | PairwiseModel)
 
     def start(self, model: EnergyModel, base: Base, seed: int) -> Memory:
-        """Chains from independent visibles with the data's means; and the offsets."""
+        """Chains from independent visibles with the data's means, after the burn-in; and the offsets."""
         phases = self._phases(model)
         chains = phases.first(base, self.chains, seed)
+        if self.burn_in:
+            _, chains = phases.advance(chains, Draws(seed, 0), _BEFORE, self.burn_in)
         return {f"chains.{b}": s for b, s in chains.items()} | dict(phases.offsets(base, self.centring))
 
     def gradient(
