@@ -30,6 +30,20 @@ def samplers() -> dict[str, type[Sampler]]:
     return discover("models.samplers", Sampler)  # type: ignore[type-abstract]
 
 
+DEFAULTS = ("gibbs", "hmc", "mala", "langevin", "annealed_langevin")
+"""The first of these that runs on a model is its default: those whose law is the model's stand before approximate ones.
+"""
+
+
+def samplers_of(model: EnergyModel) -> list[str]:
+    """Names of the samplers that run on the model: its default first, then by the alphabet."""
+    if "sample" in model.lacks:
+        return []
+    names = sorted(name for name, sampler in samplers().items() if sampler.applies_to(model))
+    first = next((name for name in DEFAULTS if name in names), None)
+    return sorted(names, key=lambda name: name != first)
+
+
 @cache
 def estimators() -> dict[str, type[Estimator]]:
     """Every estimator of log Z by name."""

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from models.anomaly import SCORES
 from models.catalog import build
 from models.errors import CheckpointError
 from models.family import EnergyModel
@@ -40,12 +41,18 @@ _VERSION_PATTERN = r"[1-9][0-9]{0,17}"
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a model knows of typical data: energies of held-out examples, and a few examples to start chains from."""
+    """What a model knows of typical data: scores of held-out examples, and a few examples to start chains from."""
 
-    energies: np.ndarray
-    """Sorted ascending, float64 (n,)."""
+    energies: np.ndarray | None
+    """Sorted ascending, float64 (n,); None where there are only other scores."""
     examples: np.ndarray | None = None
     """(m, D), the visibles' domain, float64 as read; None where the checkpoint keeps none."""
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Other anomaly scores of held-out examples, by their names in `models.anomaly`; each as the energies."""
+
+    def of(self, score: str) -> np.ndarray | None:
+        """Sorted values of an anomaly score, or None where none are kept."""
+        return self.energies if score == "energy" else self.scores.get(score)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +138,8 @@ def write(
     weights = save_tensors(tensors)
     files = {WEIGHTS: weights}
     if reference is not None:
-        arrays = {"energies": torch.from_numpy(np.sort(reference.energies.astype(np.float64)))}
+        kept = {"energies": reference.energies, **reference.scores}
+        arrays = {n: torch.from_numpy(np.sort(a.astype(np.float64))) for n, a in kept.items() if a is not None}
         if reference.examples is not None:
             arrays["examples"] = torch.from_numpy(np.ascontiguousarray(reference.examples))
         files[REFERENCE] = save_tensors(arrays)
@@ -223,13 +231,14 @@ def _read_reference(path: Path, manifest: Manifest) -> Reference | None:
     if not path.exists():
         return None
     tensors = _tensors(_read_bytes(path), path)
-    vectors = [name for name, t in tensors.items() if t.ndim == 1 and t.is_floating_point()]
-    name = "energies" if "energies" in tensors or len(vectors) != 1 else vectors[0]
-    if name not in vectors:
+    vectors = {name: t for name, t in tensors.items() if t.ndim == 1 and t.is_floating_point()}
+    for name in (score for score in SCORES if score in tensors and score not in vectors):
+        raise CheckpointError(f"{path}: tensor {name} must be a floating-point vector")
+    scores = {name: _sorted(vectors.pop(name), name, path) for name in SCORES if name in vectors and name != "energy"}
+    name = "energies" if "energies" in tensors or len(vectors) != 1 else next(iter(vectors))
+    if name not in vectors and ("energies" in tensors or not scores):
         raise CheckpointError(f"{path}: expected a floating-point vector `energies`, found {sorted(tensors)}")
-    energies = np.sort(tensors[name].double().numpy())
-    if len(energies) == 0 or not np.isfinite(energies).all():
-        raise CheckpointError(f"{path}: tensor {name} must hold at least one energy, all finite")
+    energies = _sorted(vectors[name], name, path) if name in vectors else None
     examples = tensors.get("examples")
     if examples is not None and (examples.ndim != 2 or examples.shape[1] != manifest.visible.units):
         raise CheckpointError(
@@ -237,4 +246,12 @@ def _read_reference(path: Path, manifest: Manifest) -> Reference | None:
         )
     if examples is not None and not bool(torch.isfinite(examples.double()).all()):
         raise CheckpointError(f"{path}: tensor examples holds NaN or infinite values")
-    return Reference(energies, None if examples is None else examples.double().numpy())
+    return Reference(energies, None if examples is None else examples.double().numpy(), scores)
+
+
+def _sorted(vector: Tensor, name: str, path: Path) -> np.ndarray:
+    values = np.sort(vector.double().numpy())
+    if len(values) == 0 or not np.isfinite(values).all():
+        what = "score" if name in SCORES else "energy"
+        raise CheckpointError(f"{path}: tensor {name} must hold at least one {what}, all finite")
+    return values

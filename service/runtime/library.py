@@ -6,20 +6,23 @@ import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
 
 from models import checkpoint
-from models.catalog import estimators
+from models.anomaly import scores_of
+from models.catalog import estimators, samplers_of
 from models.checkpoint import Checkpoint
 from models.domain import inside
 from models.errors import CheckpointError
-from models.family import EnergyModel, HasClasses, HasConditionals, HasFeatures
+from models.family import EnergyModel, HasClasses, HasConditionals, HasFeatures, HasNoiseScales, HasStates
 from models.manifest import Manifest, Preprocessing
+from models.numerics import ROWS
 from service.core.card import Card
 from service.core.errors import NotReady, UnknownModel
-from service.runtime.samplers import runnable, settings_schema
+from service.runtime.samplers import settings_schema
 
 _log = structlog.get_logger(__name__)
 
@@ -27,11 +30,12 @@ Key = tuple[str, int]
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU.
+    """`auto` is the first GPU where there is one, else the CPU. Convolutions are told to give the same bits each time.
 
     Raises:
         ValueError: no such device here.
     """
+    torch.backends.cudnn.deterministic = True
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -157,10 +161,7 @@ class ModelLibrary:
 def _card(loaded: Checkpoint, key: Key, device: torch.device) -> Card:
     manifest: Manifest = loaded.manifest
     model = loaded.model
-    weights = None
-    if isinstance(model, HasConditionals):
-        weights = {"arithmetic": "float64, sums exact", "max_rounding_error": model.rounding_error}
-    names = runnable(model)
+    names, reference = samplers_of(model), loaded.reference
     schemas = {name: settings_schema(name) for name in names}
     return Card(
         name=key[0],
@@ -177,15 +178,28 @@ def _card(loaded: Checkpoint, key: Key, device: torch.device) -> Card:
         digest=loaded.digest,
         state="ready",
         loaded_at=datetime.now(UTC),
-        weights=weights,
+        weights=_arithmetic(model),
         samplers=names,
         sampler_settings={name: schema for name, schema in schemas.items() if schema},
         estimators=sorted(name for name, estimator in estimators().items() if estimator.applies_to(model)),
         layers=list(model.layers) if isinstance(model, HasFeatures) else [],
-        has_reference=loaded.reference is not None,
+        sigmas=list(model.sigmas) if isinstance(model, HasNoiseScales) else None,
+        anomaly_scores=scores_of(model),
+        has_reference=reference is not None and reference.energies is not None,
+        reference_scores=[] if reference is None else sorted(reference.scores),
         preprocessing=_checked_preprocessing(manifest),
         init_data=_can_start_chains(loaded),
     )
+
+
+def _arithmetic(model: EnergyModel) -> dict[str, Any] | None:
+    """How chains compute: what a trajectory's bits rest on."""
+    if isinstance(model, HasConditionals):
+        return {"arithmetic": "float64, sums exact", "max_rounding_error": model.rounding_error}
+    if isinstance(model, HasStates) and "sample" not in model.lacks:
+        precision = str(model.dtype).removeprefix("torch.")
+        return {"arithmetic": f"{precision}, {ROWS} rows at a time, states float64", "max_rounding_error": 0.0}
+    return None
 
 
 def _classes(model: EnergyModel, manifest: Manifest) -> list[int | str] | None:
