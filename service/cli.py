@@ -177,7 +177,7 @@ def sample(
 @app.command()
 def partition(
     model: ModelArgument,
-    method: Annotated[str, typer.Option(help="ais, reverse_ais or exact.")] = "ais",
+    method: Annotated[str | None, typer.Option(help="One of the card's estimators; by default ais.")] = None,
     chains: Annotated[int, typer.Option(min=2)] = 100,
     temperatures: Annotated[int, typer.Option(min=2)] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -192,6 +192,7 @@ def partition(
 
     with _plain_errors():
         served = _open(model, _settings(models_dir=models, device=device))
+        method = method or served.card.default_estimator()
         if method not in served.card.estimators:
             raise ValueError(
                 f"method {method!r}: on {model} these apply: {', '.join(served.card.estimators) or 'none'}"

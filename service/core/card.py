@@ -38,7 +38,9 @@ class Card(BaseModel):
     training: Training | None = None
     backend: str = "torch"
     device: str = "cpu"
-    digest: str = Field(description="SHA-256 of the weights file.")
+    digest: str = Field(
+        description="SHA-256 of the weights file; of a composition, of its terms' digests, weights and labels."
+    )
     state: ModelState = "ready"
     loaded_at: datetime | None = None
 
@@ -56,6 +58,12 @@ class Card(BaseModel):
     )
     estimators: list[str] = Field(
         default_factory=list, description="What a `log_partition` job's `method` may be on this model."
+    )
+    terms: list[dict[str, Any]] | None = Field(
+        None, description="What a composition is the sum of: model, version, weight, label; null for other models."
+    )
+    warnings: list[str] = Field(
+        default_factory=list, description="What to know of this very model before trusting its answers."
     )
     layers: list[str] = Field(default_factory=list, description="Hidden layers that have `features`, lowest first.")
     sigmas: list[float] | None = Field(
@@ -84,6 +92,10 @@ class Card(BaseModel):
             case "spin":
                 return "int8"
         return "float64" if clamped else "float32"
+
+    def default_estimator(self) -> str:
+        """What `method` is where none is named."""
+        return "ais" if "ais" in self.estimators or not self.estimators else self.estimators[0]
 
     def keeps_reference(self, score: str) -> bool:
         """Whether an anomaly score of held-out data is kept, for p-values."""
