@@ -237,6 +237,23 @@ def test_a_lower_bound_is_never_subtracted(folder: Path) -> None:
         read(folder, term("rbm"), term("bound", -1.0), domain="binary")
 
 
+def test_the_example_of_the_documentation_is_one(folder: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families" / "composition.md").read_text()
+    example = json.loads(page.split("```json\n")[1].split("```")[0])
+    made = case("jem", 64 * 64)
+    visible = made.manifest.visible.model_copy(update={"shape": [64, 64]})
+    changes = {"name": "faces", "visible": visible, "classes": ["old", "young", "smiling"]}
+    for _ in range(3):
+        checkpoint.write(folder, made.manifest.model_copy(update=changes), made.model)
+    place = folder / example["name"] / str(example["version"])
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_text(json.dumps(example))
+    loaded = checkpoint.read(place).model
+    assert isinstance(loaded, Composition)
+    assert loaded.labels == (2, 0)
+    assert len(loaded.warnings) == 1
+
+
 def test_without_its_models_directory_there_is_no_composition(folder: Path) -> None:
     manifest = checkpoint.read_manifest(compose(folder, term("hill")))
     with pytest.raises(CheckpointError, match="made of other models"):
