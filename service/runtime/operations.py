@@ -15,6 +15,7 @@ from torch import Tensor
 from models.anomaly import SCORES
 from models.errors import CapabilityError, InputError
 from models.family import EnergyModel, HasClasses, HasFeatures, HasNoiseScales, HasScore, HasStates
+from models.manifest import LogPartitionRecord
 from service.core import units
 from service.core.card import values_of
 from service.core.job import SamplerSpec
@@ -50,9 +51,11 @@ def _energies_with_error(served: Served, inputs: Array) -> tuple[Array, dict[str
 
 
 def log_density(served: Served, inputs: Array, **_: Any) -> Answer:
-    """-E(x), and -E(x) - log Z where log Z is known."""
+    """-E(x), and -E(x) - log Z where log Z is known: a model that has densities but no energy normalises them itself."""
     values, stderr = _energies_with_error(served, inputs)
     known = served.card.log_partition
+    if "energy" in served.checkpoint.model.lacks:
+        known = LogPartitionRecord(value=0.0, stderr=0.0, method="normalised")
     return {
         "unnormalized_log_density": -values,
         "kind": served.checkpoint.model.energy_kind,

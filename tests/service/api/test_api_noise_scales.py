@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from scipy.stats import norm
 from torch import Tensor
 
 from models import catalog
@@ -33,7 +35,7 @@ X = np.random.default_rng(0).normal(size=(6, 3))
 
 @dataclass(frozen=True, eq=False)
 class Blurred(HasNoiseScales):
-    """A Gaussian of which only the blurred score is told: no energy."""
+    """A Gaussian that has a normalised density and blurred scores, but no energy."""
 
     name: ClassVar[str] = "blurred"
     domains: ClassVar[frozenset[str]] = frozenset({"real"})
@@ -52,10 +54,14 @@ class Blurred(HasNoiseScales):
 
     @property
     def lacks(self) -> frozenset[str]:
-        return frozenset({"energy", "log-density"})
+        return frozenset({"energy"})
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return None
 
     def energy(self, x: Tensor) -> Tensor:
-        raise AssertionError("it has none")
+        return (0.5 * ((x - self.mean) / STD).square() + math.log(STD * math.sqrt(2 * math.pi))).sum(1)
 
     @property
     def score_is_relaxed(self) -> bool:
@@ -136,8 +142,15 @@ async def test_the_card_lists_the_levels_and_what_can_be_scored_by(client: httpx
     assert card["sigmas"] == SIGMAS
     assert card["anomaly_scores"] == ["score_norm", "score_norms"]
     assert (card["has_reference"], card["reference_scores"]) == (False, ["score_norms"])
-    assert card["capabilities"] == ["anomaly", "score"]
+    assert card["capabilities"] == ["log-density", "anomaly", "score"]
     assert (card["samplers"], card["weights"]) == ([], None)
+
+
+async def test_a_density_without_an_energy_is_a_normalised_one(client: httpx.AsyncClient) -> None:
+    found = await ask(client, "blur/log-density")
+    np.testing.assert_allclose(found["log_density"], norm(MEAN, STD).logpdf(X).sum(1), rtol=1e-12)
+    assert found["log_density"] == found["unnormalized_log_density"]
+    assert found["log_partition"] == {"value": 0.0, "stderr": 0.0, "method": "normalised"}
 
 
 async def test_anomaly_scores_are_norms_of_scores_where_there_is_no_energy(client: httpx.AsyncClient) -> None:
