@@ -51,7 +51,7 @@ def _energies_with_error(served: Served, inputs: Array) -> tuple[Array, dict[str
 
 
 def log_density(served: Served, inputs: Array, **_: Any) -> Answer:
-    """-E(x), and -E(x) - log Z where log Z is known: a model that has densities but no energy normalises them itself."""
+    """-E(x), and -E(x) - log Z where log Z is known; a model that has a density but no energy normalises it itself."""
     values, stderr = _energies_with_error(served, inputs)
     known = served.card.log_partition
     if "energy" in served.checkpoint.model.lacks:

@@ -250,7 +250,7 @@ def test_every_network_is_sampled_and_completed_by_default(server: Server, name:
     found, job = draws(server, name, chains=3, draws=5, burn_in=5, thin=2, seed=2, temperature=0.5)
     assert job["result"]["shape"] == [3, 5, *model.shape]
     assert np.isfinite(found).all()
-    assert len(np.unique(found)) == found.size
+    assert len(np.unique(found[:, -1])) == found[:, -1].size  # a corrected sampler may refuse steps, but not chains
     card = server.client.get(f"/v1/models/{name}").json()
     assert card["samplers"][0] == job["request"]["sampler"]["name"]
     half = inputs_of(model, 2)
