@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from models import checkpoint
-from models.catalog import build, families
+from models.catalog import families
 from models.errors import CheckpointError
 from models.manifest import Domain, Manifest, Visible
 
@@ -57,7 +57,7 @@ def write(
         classes=None if classes is None else list(classes),
         config=settings,
     )
-    model = build(manifest, tensors)
+    model = checkpoint.assemble(Path(models_dir), manifest, tensors)
     kept = None
     if reference is not None:
         examples = torch.from_numpy(np.asarray(reference)).reshape(len(np.asarray(reference)), -1).to(model.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from models.discovery import discover
 from models.errors import CheckpointError
 from models.estimator import Estimator
-from models.family import EnergyModel
+from models.family import EnergyModel, IsComposed
 from models.manifest import Manifest
 from models.sampler import Sampler
 
@@ -30,14 +30,42 @@ def samplers() -> dict[str, type[Sampler]]:
     return discover("models.samplers", Sampler)  # type: ignore[type-abstract]
 
 
+DEFAULTS = ("gibbs", "hmc", "mala", "langevin", "annealed_langevin")
+"""The first of these that runs on a model is its default: those whose law is the model's stand before approximate ones.
+"""
+
+
+def samplers_of(model: EnergyModel) -> list[str]:
+    """Names of the samplers that run on the model: its default first, then by the alphabet."""
+    if "sample" in model.lacks:
+        return []
+    names = sorted(name for name, sampler in samplers().items() if sampler.applies_to(model))
+    first = next((name for name in DEFAULTS if name in names), None)
+    return sorted(names, key=lambda name: name != first)
+
+
+def estimators_of(model: EnergyModel) -> list[str]:
+    """Names of the estimators of log Z that apply to the model."""
+    if isinstance(model, IsComposed) and "sample" in model.lacks:
+        return []
+    return sorted(name for name, estimator in estimators().items() if estimator.applies_to(model))
+
+
 @cache
 def estimators() -> dict[str, type[Estimator]]:
     """Every estimator of log Z by name."""
     return discover("models.estimators", Estimator)  # type: ignore[type-abstract]
 
 
-def build(manifest: Manifest, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> EnergyModel:
+def build(
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
+    terms: Sequence[tuple[Manifest, EnergyModel]] = (),
+) -> EnergyModel:
     """The model that a manifest and its tensors describe, on `device`. Half precisions are read as float32.
+
+    `terms`: the models that a composed one is made of, on the device already.
 
     Raises:
         CheckpointError: unknown family or domain, or a tensor missing, unexpected, mis-shaped or not finite.
@@ -59,8 +87,11 @@ def build(manifest: Manifest, tensors: Mapping[str, Tensor], device: torch.devic
     unexpected = sorted(set(tensors) - set(expected))
     if unexpected:
         raise CheckpointError(
-            f"tensor {unexpected[0]} is not part of family {manifest.family!r}, whose tensors are {', '.join(expected)}"
+            f"tensor {unexpected[0]} is not part of family {manifest.family!r}, whose tensors are "
+            f"{', '.join(expected) or 'none'}"
         )
+    if issubclass(family, IsComposed):
+        return family.from_terms(manifest, terms)
     return family.from_tensors(manifest, _one_precision({n: tensors[n] for n in expected}, torch.device(device)))
 
 

@@ -13,8 +13,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from models.catalog import build
+from models.anomaly import SCORES
+from models.catalog import build, families
 from models.errors import CheckpointError
-from models.family import EnergyModel
+from models.family import EnergyModel, IsComposed, Term
 from models.manifest import NAME_PATTERN, LogPartitionRecord, Manifest, check_name
 
 MANIFEST, WEIGHTS, REFERENCE, PREVIEW = (
@@ -40,12 +41,18 @@ _VERSION_PATTERN = r"[1-9][0-9]{0,17}"
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a model knows of typical data: energies of held-out examples, and a few examples to start chains from."""
+    """What a model knows of typical data: scores of held-out examples, and a few examples to start chains from."""
 
-    energies: np.ndarray
-    """Sorted ascending, float64 (n,)."""
+    energies: np.ndarray | None
+    """Sorted ascending, float64 (n,); None where there are only other scores."""
     examples: np.ndarray | None = None
     """(m, D), the visibles' domain, float64 as read; None where the checkpoint keeps none."""
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Other anomaly scores of held-out examples, by their names in `models.anomaly`; each as the energies."""
+
+    def of(self, score: str) -> np.ndarray | None:
+        """Sorted values of an anomaly score, or None where none are kept."""
+        return self.energies if score == "energy" else self.scores.get(score)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +62,7 @@ class Checkpoint:
     folder: Path
     manifest: Manifest
     digest: str
-    """SHA-256 of weights.safetensors."""
+    """SHA-256 of weights.safetensors; of a composed model, of its terms' digests, weights and classes."""
     model: EnergyModel
     reference: Reference | None
 
@@ -94,20 +101,87 @@ def read(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
     Raises:
         CheckpointError: anything missing or malformed, or weights that do not match the manifest's digest.
     """
+    return _read(folder, torch.device(device), frozenset())
+
+
+def _read(folder: Path, device: torch.device, within: frozenset[Path]) -> Checkpoint:
+    """As `read`; `within`: the composed checkpoints that this one is to become a part of."""
     manifest = read_manifest(folder)
-    weights = _read_bytes(folder / WEIGHTS)
+    terms = _read_terms(folder, manifest, device, within)
+    weights = b"" if terms and not (folder / WEIGHTS).exists() else _read_bytes(folder / WEIGHTS)
     digest = hashlib.sha256(weights).hexdigest()
-    if manifest.digest is not None and manifest.digest.lower().removeprefix("sha256:") != digest:
+    if manifest.digest is not None and weights and manifest.digest.lower().removeprefix("sha256:") != digest:
         raise CheckpointError(
             f"{folder / WEIGHTS} has SHA-256 {digest}, but the manifest says {manifest.digest}: "
             "the file was changed or damaged"
         )
-    tensors = _tensors(weights, folder / WEIGHTS)
+    tensors = _tensors(weights, folder / WEIGHTS) if weights or not terms else {}
     try:
-        model = build(manifest, tensors, device)
+        model = build(manifest, tensors, device, [(term.manifest, term.model) for term in terms])
     except CheckpointError as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: {error}") from error
+        raise CheckpointError(f"{folder / (MANIFEST if terms else WEIGHTS)}: {error}") from error
+    if terms:
+        digest = _digest_of(manifest, terms)
     return Checkpoint(folder, manifest, digest, model, _read_reference(folder / REFERENCE, manifest))
+
+
+def sources(folder: Path) -> list[Path]:
+    """The folders that a checkpoint is read from: its own, and, where it is composed, those of its terms and of theirs,
+    whether they are there or not."""
+    found, left = [folder], [folder]
+    while left:
+        at = left.pop()
+        try:
+            terms = _terms_of(read_manifest(at))
+        except CheckpointError:
+            continue
+        new = [each for term in terms if (each := _term_folder(at, term)) not in found]
+        found += new
+        left += new
+    return found
+
+
+def _terms_of(manifest: Manifest) -> tuple[Term, ...]:
+    family = families().get(manifest.family)
+    return family.terms_of(manifest) if family is not None and issubclass(family, IsComposed) else ()
+
+
+def _term_folder(folder: Path, term: Term) -> Path:
+    return folder.absolute().parent.parent / term.model / str(term.version)
+
+
+def _read_terms(folder: Path, manifest: Manifest, device: torch.device, within: frozenset[Path]) -> list[Checkpoint]:
+    found, inside = [], within | {folder.absolute()}
+    for n, term in enumerate(_terms_of(manifest), 1):
+        own, what = _term_folder(folder, term), f"{manifest.family}: term {n} is {term.model!r} version {term.version}"
+        if own in inside:
+            raise CheckpointError(f"{what}, which this checkpoint is itself a part of")
+        if not (own / MANIFEST).exists():
+            raise CheckpointError(f"{what}, which is not in the models directory {own.parent.parent}")
+        try:
+            found.append(_read(own, device, inside))
+        except CheckpointError as error:
+            raise CheckpointError(f"{what}, which cannot be read: {error}") from error
+    return found
+
+
+def _digest_of(manifest: Manifest, terms: Sequence[Checkpoint]) -> str:
+    """SHA-256 of all that a composed model's energy is made of: each term's digest, weight and class."""
+    parts = [
+        [own.digest, term.weight, term.label, own.manifest.classes]
+        for own, term in zip(terms, _terms_of(manifest), strict=True)
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def assemble(models_dir: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> EnergyModel:
+    """The model of a checkpoint that is yet to be written; terms of a composed one are read from the models directory.
+
+    Raises:
+        CheckpointError: see `read`.
+    """
+    terms = _read_terms(models_dir / manifest.name / "new", manifest, torch.device("cpu"), frozenset())
+    return build(manifest, tensors, "cpu", [(term.manifest, term.model) for term in terms])
 
 
 def write(
@@ -126,12 +200,13 @@ def write(
     """
     parent = models_dir / check_name(manifest.name)
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.tensors().items()}
-    build(manifest, tensors)
+    assemble(models_dir, manifest, tensors)
     parent.mkdir(parents=True, exist_ok=True)
     weights = save_tensors(tensors)
     files = {WEIGHTS: weights}
     if reference is not None:
-        arrays = {"energies": torch.from_numpy(np.sort(reference.energies.astype(np.float64)))}
+        kept = {"energies": reference.energies, **reference.scores}
+        arrays = {n: torch.from_numpy(np.sort(a.astype(np.float64))) for n, a in kept.items() if a is not None}
         if reference.examples is not None:
             arrays["examples"] = torch.from_numpy(np.ascontiguousarray(reference.examples))
         files[REFERENCE] = save_tensors(arrays)
@@ -223,13 +298,14 @@ def _read_reference(path: Path, manifest: Manifest) -> Reference | None:
     if not path.exists():
         return None
     tensors = _tensors(_read_bytes(path), path)
-    vectors = [name for name, t in tensors.items() if t.ndim == 1 and t.is_floating_point()]
-    name = "energies" if "energies" in tensors or len(vectors) != 1 else vectors[0]
-    if name not in vectors:
+    vectors = {name: t for name, t in tensors.items() if t.ndim == 1 and t.is_floating_point()}
+    for name in (score for score in SCORES if score in tensors and score not in vectors):
+        raise CheckpointError(f"{path}: tensor {name} must be a floating-point vector")
+    scores = {name: _sorted(vectors.pop(name), name, path) for name in SCORES if name in vectors and name != "energy"}
+    name = "energies" if "energies" in tensors or len(vectors) != 1 else next(iter(vectors))
+    if name not in vectors and ("energies" in tensors or not scores):
         raise CheckpointError(f"{path}: expected a floating-point vector `energies`, found {sorted(tensors)}")
-    energies = np.sort(tensors[name].double().numpy())
-    if len(energies) == 0 or not np.isfinite(energies).all():
-        raise CheckpointError(f"{path}: tensor {name} must hold at least one energy, all finite")
+    energies = _sorted(vectors[name], name, path) if name in vectors else None
     examples = tensors.get("examples")
     if examples is not None and (examples.ndim != 2 or examples.shape[1] != manifest.visible.units):
         raise CheckpointError(
@@ -237,4 +313,12 @@ def _read_reference(path: Path, manifest: Manifest) -> Reference | None:
         )
     if examples is not None and not bool(torch.isfinite(examples.double()).all()):
         raise CheckpointError(f"{path}: tensor examples holds NaN or infinite values")
-    return Reference(energies, None if examples is None else examples.double().numpy())
+    return Reference(energies, None if examples is None else examples.double().numpy(), scores)
+
+
+def _sorted(vector: Tensor, name: str, path: Path) -> np.ndarray:
+    values = np.sort(vector.double().numpy())
+    if len(values) == 0 or not np.isfinite(values).all():
+        what = "score" if name in SCORES else "energy"
+        raise CheckpointError(f"{path}: tensor {name} must hold at least one {what}, all finite")
+    return values

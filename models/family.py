@@ -6,7 +6,7 @@ The card, the service's refusals and the documentation are read off these classe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,6 +74,11 @@ class EnergyModel(ABC):
     def lacks(self) -> frozenset[str]:
         """Operations of its family that this very model has not: one without label units cannot classify."""
         return frozenset()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know of this very model before trusting it."""
+        return ()
 
     def capabilities(self) -> tuple[str, ...]:
         """The operations of every capability that this model has, in the order of its family's bases."""
@@ -340,6 +345,53 @@ class HasRecognition(HasConditionals):
         self, block: str, states: Mapping[str, Float[Tensor, "n _"]], beta: Float[Tensor, " n"] | None = None
     ) -> Float[Tensor, " n"]:
         """log p(directed layer | all others) but for a term that the layer does not enter; nats, float64."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a composed model, as a manifest names it."""
+
+    model: str
+    version: int
+    weight: float = 1.0
+    label: int | str | None = None
+    """A class of that model, by name or by position."""
+
+
+class IsComposed(EnergyModel):
+    """Made of other checkpoints of its models directory, and of no tensors of its own (MATH 11)."""
+
+    @classmethod
+    @abstractmethod
+    def terms_of(cls, manifest: Manifest) -> tuple[Term, ...]:
+        """What it is made of.
+
+        Raises:
+            CheckpointError: the manifest does not say.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_terms(cls, manifest: Manifest, models: Sequence[tuple[Manifest, EnergyModel]]) -> EnergyModel:
+        """The model made of these, in the order of `terms_of`.
+
+        Raises:
+            CheckpointError: they do not go together.
+        """
+
+    @classmethod
+    def tensor_shapes(cls, manifest: Manifest, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:  # noqa: ARG003
+        """None."""
+        return {}
+
+    @classmethod
+    def from_tensors(cls, manifest: Manifest, tensors: Mapping[str, Tensor]) -> EnergyModel:  # noqa: ARG003
+        """Refused: there are none."""
+        return cls.from_terms(manifest, ())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False)

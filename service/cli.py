@@ -98,14 +98,15 @@ def score(
     model: ModelArgument,
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Table: .csv, .parquet or .npy.")],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Table: .csv, .parquet or .npy.")],
-    threshold: Annotated[float | None, typer.Option(help="Energy above which a row is anomalous.")] = None,
+    by: Annotated[str | None, typer.Option("--score", help="Anomaly score; by default the card's first.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Score above which a row is anomalous.")] = None,
     false_positive_rate: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Share of ordinary rows that may be called anomalous.")
     ] = None,
     models: ModelsOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Score a table for anomalies: row, score (energy, nats), p-value, anomalous."""
+    """Score a table for anomalies: row, score (by default energy, nats), p-value, anomalous."""
     from service.runtime.tables import score_table
 
     with _plain_errors():
@@ -117,6 +118,7 @@ def score(
                 served,
                 source,
                 target,
+                score=by,
                 threshold=threshold,
                 false_positive_rate=false_positive_rate,
                 progress=advance,
@@ -175,7 +177,7 @@ def sample(
 @app.command()
 def partition(
     model: ModelArgument,
-    method: Annotated[str, typer.Option(help="ais, reverse_ais or exact.")] = "ais",
+    method: Annotated[str | None, typer.Option(help="One of the card's estimators; by default ais.")] = None,
     chains: Annotated[int, typer.Option(min=2)] = 100,
     temperatures: Annotated[int, typer.Option(min=2)] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -190,6 +192,7 @@ def partition(
 
     with _plain_errors():
         served = _open(model, _settings(models_dir=models, device=device))
+        method = method or served.card.default_estimator()
         if method not in served.card.estimators:
             raise ValueError(
                 f"method {method!r}: on {model} these apply: {', '.join(served.card.estimators) or 'none'}"

@@ -14,9 +14,10 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from models.family import Clamp, EnergyModel, HasConditionals
+from models.catalog import samplers, samplers_of
+from models.family import Clamp, EnergyModel, HasStates
 from models.rng import ChainKeys
-from models.samplers.gibbs import Gibbs
+from models.sampler import Sampler
 from training.data import Dataset
 
 _KEYS_FIRST = 1 << 25
@@ -34,33 +35,38 @@ def filters(model: EnergyModel, shape: Sequence[int], count: int = 100) -> bytes
     )
 
 
+def _sampler(model: HasStates) -> Sampler:
+    """The model's default one."""
+    return samplers()[samplers_of(model)[0]]()
+
+
 def samples(
-    model: HasConditionals, start: Float[Tensor, "n visible"] | None, data: Dataset, seed: int, sweeps: int = 100
+    model: HasStates, start: Float[Tensor, "n visible"] | None, data: Dataset, seed: int, sweeps: int = 100
 ) -> bytes:
     """Chains continued for some sweeps from annealed starts (from noise where there are none), their expected state."""
     count = 100 if start is None else len(start)
-    keys = ChainKeys.of(seed, count, model.device, first=_KEYS_FIRST)
-    state = Gibbs().init(model, keys, start, None)
+    keys, sampler = ChainKeys.of(seed, count, model.device, first=_KEYS_FIRST), _sampler(model)
+    state = sampler.init(model, keys, start, None)
     for _ in range(sweeps if start is not None else 10 * sweeps):
-        state, info = Gibbs().step(model, state, keys)
+        state, info = sampler.step(model, state, keys)
     low, high = _levels(data)
     title = "samples: expected visible units of independent chains"
     return _png(_grid(_raw(info.expected_visible(), data), data.shape, gap=(low + high) / 2), title, low=low, high=high)
 
 
 def completions(
-    model: HasConditionals, data: Dataset, seed: int, count: int = 16, chains: int = 4, sweeps: int = 500
+    model: HasStates, data: Dataset, seed: int, count: int = 16, chains: int = 4, sweeps: int = 500
 ) -> bytes:
-    """Test examples with their upper half clamped, the lower half drawn by clamped Gibbs sampling from noise."""
+    """Test examples with their upper half clamped, the lower half drawn by clamped chains from noise."""
     whole = data.test[_spread(len(data.test), count)].double()
     known = torch.zeros(data.shape, dtype=torch.bool, device=whole.device)
     known[: max(1, data.shape[0] // 2)] = True
     mask = known.flatten().expand(len(whole) * chains, -1)
     clamp = Clamp(mask, whole.repeat_interleave(chains, 0))
-    keys = ChainKeys.of(seed, len(mask), model.device, first=_KEYS_FIRST)
-    state = Gibbs().init(model, keys, None, clamp)
+    keys, sampler = ChainKeys.of(seed, len(mask), model.device, first=_KEYS_FIRST), _sampler(model)
+    state = sampler.init(model, keys, None, clamp)
     for _ in range(sweeps):
-        state, info = Gibbs().step(model, state, keys, clamp)
+        state, info = sampler.step(model, state, keys, clamp)
     low, high = _levels(data)
     drawn = clamp.apply(info.expected_visible()).view(len(whole), chains, -1)
     unknown = torch.zeros_like(whole) if data.preprocessing is not None else torch.full_like(whole, (low + high) / 2)
@@ -68,7 +74,7 @@ def completions(
     table = torch.cat((whole[:, None], half[:, None], drawn), 1)
     columns = torch.cat((table[: len(whole) // 2], table[len(whole) // 2 :]), 1) if len(whole) % 2 == 0 else table
     title = f"completions: original | upper half given | {chains} completions"
-    if not model.exact_when_clamped:
+    if sampler.approximate(model, clamped=True):
         title += " (approximate)"
     grid = _grid(_raw(columns.flatten(0, 1), data), data.shape, columns=columns.shape[1], gap=(low + high) / 2)
     return _png(grid, title, low=low, high=high)

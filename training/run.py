@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 
 from models import checkpoint
-from models.family import EnergyModel, HasConditionals
+from models.catalog import samplers_of
+from models.family import EnergyModel, HasConditionals, HasStates
 from models.manifest import LogPartitionRecord, Manifest, Training, check_name
 from training import data, pictures, runfolder, state
 from training.config import Recipe
@@ -264,11 +265,10 @@ def _progress(here: _Run) -> Progress:
 
 def _pictures(here: _Run, model: EnergyModel, evaluation: Evaluation) -> dict[str, bytes]:
     seed, last = here.job.recipe.seed, len(names(here.job.recipe)) - 1
-    found = {
-        "filters": pictures.filters(model, here.dataset.shape),
-        "curves": pictures.curves([r for r in runfolder.records(here.job.run_dir) if r["stage"] == last]),
-    }
-    if isinstance(model, HasConditionals):
+    found = {"curves": pictures.curves([r for r in runfolder.records(here.job.run_dir) if r["stage"] == last])}
+    if isinstance(model, HasConditionals):  # the weights of a network's first layer, if it has any, lie another way
+        found["filters"] = pictures.filters(model, here.dataset.shape)
+    if isinstance(model, HasStates) and samplers_of(model):
         start = None if evaluation.samples is None else evaluation.samples[:100]
         found["samples"] = pictures.samples(model, start, here.dataset, seed)
         found["completions"] = pictures.completions(model, here.dataset, seed)

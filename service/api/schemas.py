@@ -74,7 +74,9 @@ class LogPartitionJob(_Request):
     """An estimate of log Z, which joins the model's card."""
 
     kind: Literal["log_partition"]
-    method: Literal["ais", "reverse_ais", "exact"] = "ais"
+    method: str | None = Field(
+        None, description="One of the card's `estimators`; where absent `ais`, or the first where that does not apply."
+    )
     chains: int = Field(100, ge=2, le=_MOST)
     temperatures: int = Field(1000, ge=2, le=_MOST)
 

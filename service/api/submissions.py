@@ -87,12 +87,11 @@ def plan(request: SampleJob | CompleteJob | LogPartitionJob, card: Card, setting
             work = _complete(request, card, settings, seed)
         case LogPartitionJob():
             _check_chains(request.chains, settings, "chains")
-            if request.method not in card.estimators:
+            method = request.method or card.default_estimator()
+            if method not in card.estimators:
                 ways = ", ".join(card.estimators) or "none"
-                raise invalid(("body", "method"), f"method is {request.method!r}; on {card.name} these apply: {ways}.")
-            spec = LogPartitionSpec(
-                method=request.method, chains=request.chains, temperatures=request.temperatures, seed=seed
-            )
+                raise invalid(("body", "method"), f"method is {method!r}; on {card.name} these apply: {ways}.")
+            spec = LogPartitionSpec(method=method, chains=request.chains, temperatures=request.temperatures, seed=seed)
             work = Work(spec, {}, request.chains, request.temperatures * request.chains, "chain-temperatures")
     if work.total > MAX_SEED:
         raise Problem(

@@ -12,6 +12,11 @@ from models.manifest import Domain, LogPartitionRecord, Preprocessing, Training,
 ModelState = Literal["loading", "ready", "failed", "unavailable"]
 
 
+def values_of(score: str) -> str:
+    """An anomaly score's values, in words."""
+    return "energies" if score == "energy" else f"values of {score}"
+
+
 class Card(BaseModel):
     """A model's card. Further fields are kept and shown."""
 
@@ -33,7 +38,9 @@ class Card(BaseModel):
     training: Training | None = None
     backend: str = "torch"
     device: str = "cpu"
-    digest: str = Field(description="SHA-256 of the weights file.")
+    digest: str = Field(
+        description="SHA-256 of the weights file; of a composition, of its terms' digests, weights and labels."
+    )
     state: ModelState = "ready"
     loaded_at: datetime | None = None
 
@@ -41,7 +48,7 @@ class Card(BaseModel):
         None, description="What is done to inputs before the model sees them; they may then be any finite numbers."
     )
     weights: dict[str, Any] | None = Field(
-        None, description="Arithmetic of the sampler and the largest rounding of a weight."
+        None, description="Arithmetic of the samplers and the largest rounding of a weight."
     )
     samplers: list[str] = Field(
         default_factory=list, description="Samplers that run on this model; the first is the default."
@@ -52,8 +59,23 @@ class Card(BaseModel):
     estimators: list[str] = Field(
         default_factory=list, description="What a `log_partition` job's `method` may be on this model."
     )
+    terms: list[dict[str, Any]] | None = Field(
+        None, description="What a composition is the sum of: model, version, weight, label; null for other models."
+    )
+    warnings: list[str] = Field(
+        default_factory=list, description="What to know of this very model before trusting its answers."
+    )
     layers: list[str] = Field(default_factory=list, description="Hidden layers that have `features`, lowest first.")
-    has_reference: bool = Field(False, description="Whether training energies are kept, for p-values.")
+    sigmas: list[float] | None = Field(
+        None, description="Noise levels that the model is conditioned on, the largest first; null where it is on none."
+    )
+    anomaly_scores: list[str] = Field(
+        default_factory=lambda: ["energy"], description="What `anomaly` can score by; the first is the default."
+    )
+    has_reference: bool = Field(False, description="Whether energies of held-out data are kept, for p-values.")
+    reference_scores: list[str] = Field(
+        default_factory=list, description="Anomaly scores beside the energy that values of held-out data are kept of."
+    )
     init_data: bool = Field(False, description='Whether a `sample` job may start from data (`init: "data"`).')
 
     @property
@@ -70,6 +92,14 @@ class Card(BaseModel):
             case "spin":
                 return "int8"
         return "float64" if clamped else "float32"
+
+    def default_estimator(self) -> str:
+        """What `method` is where none is named."""
+        return "ais" if "ais" in self.estimators or not self.estimators else self.estimators[0]
+
+    def keeps_reference(self, score: str) -> bool:
+        """Whether an anomaly score of held-out data is kept, for p-values."""
+        return self.has_reference if score == "energy" else score in self.reference_scores
 
     def class_positions(self) -> dict[int | str, int]:
         """Positions of the classes by what a client may call them.

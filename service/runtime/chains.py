@@ -1,7 +1,7 @@
 """A batch of chains of any number of jobs that advance together: the only code that runs a sampler in the service.
 
 Which chains share a batch never shows in a chain: every row has its own seed, chain number, sweep counter, clamp and
-temperature, and the arithmetic of conditionals does not depend on the batch.
+temperature, and the arithmetic of conditionals and gradients does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.family import Clamp, HasConditionals
+from models.family import Clamp, HasClasses, HasStates
 from models.rng import ChainKeys, random_bits
 from models.sampler import ChainState, Sampler, SweepInfo
 
@@ -50,7 +50,7 @@ class ChainTask:
     """(groups or 1, D)."""
     clamp_value: Visibles | None = None
     label: Chains | None = None
-    """(groups or 1,): classes that the label units are held at; -1: they are free."""
+    """(groups or 1,): classes that chains are held at; -1: at none."""
     chains_per_clamp: int = 1
     """Chain c is held by row c // chains_per_clamp."""
     average_from: int | None = None
@@ -131,7 +131,7 @@ class _Tensors:
 class ChainBatch:
     """Chains on one (model, sampler)."""
 
-    def __init__(self, model: HasConditionals, sampler: Sampler) -> None:
+    def __init__(self, model: HasStates, sampler: Sampler) -> None:
         self._model = model
         self._sampler = sampler
         self._rows = _Rows()
@@ -280,7 +280,7 @@ class ChainBatch:
         device = self._model.device
         group = chains // task.chains_per_clamp
         label = None
-        if "label" in self._model.blocks:
+        if isinstance(self._model, HasClasses) and self._model.class_count:
             held = np.full(1, -1) if task.label is None else task.label
             label = torch.from_numpy(held[group if len(held) > 1 else np.zeros_like(group)].astype(np.int64)).to(device)
         if task.clamp_mask is None or task.clamp_value is None:

@@ -6,20 +6,23 @@ import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
 
 from models import checkpoint
-from models.catalog import estimators
+from models.anomaly import scores_of
+from models.catalog import estimators_of, samplers_of
 from models.checkpoint import Checkpoint
 from models.domain import inside
 from models.errors import CheckpointError
-from models.family import EnergyModel, HasClasses, HasConditionals, HasFeatures
+from models.family import EnergyModel, HasClasses, HasConditionals, HasFeatures, HasNoiseScales, HasStates, IsComposed
 from models.manifest import Manifest, Preprocessing
+from models.numerics import ROWS
 from service.core.card import Card
 from service.core.errors import NotReady, UnknownModel
-from service.runtime.samplers import runnable, settings_schema
+from service.runtime.samplers import settings_schema
 
 _log = structlog.get_logger(__name__)
 
@@ -27,11 +30,12 @@ Key = tuple[str, int]
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU.
+    """`auto` is the first GPU where there is one, else the CPU. Convolutions are told to give the same bits each time.
 
     Raises:
         ValueError: no such device here.
     """
+    torch.backends.cudnn.deterministic = True
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -76,7 +80,8 @@ class ModelLibrary:
         self._rescan_s = rescan_s
         self._served: dict[Key, Served] = {}
         self._failed: dict[Key, str] = {}
-        self._stamps: dict[Key, float] = {}
+        self._sources: dict[Key, list[Path]] = {}
+        self._stamps: dict[Key, list[float]] = {}
         self._refreshing = threading.Lock()
         self._closed = threading.Event()
 
@@ -134,13 +139,11 @@ class ModelLibrary:
 
     def _load(self, key: Key) -> None:
         folder = self._models_dir / key[0] / str(key[1])
-        try:
-            stamp = max((folder / file).stat().st_mtime for file in (checkpoint.MANIFEST, checkpoint.WEIGHTS))
-        except OSError:
-            stamp = (folder / checkpoint.MANIFEST).stat().st_mtime if (folder / checkpoint.MANIFEST).exists() else 0.0
-        if self._stamps.get(key) == stamp and (key in self._served or key in self._failed):
+        known = key in self._served or key in self._failed
+        if known and self._stamps[key] == _stamps(self._sources[key]):
             return
-        self._stamps[key] = stamp
+        self._sources[key] = checkpoint.sources(folder)
+        self._stamps[key] = _stamps(self._sources[key])
         try:
             loaded = checkpoint.read(folder, self._device)
             served = Served(loaded, _card(loaded, key, self._device))
@@ -154,13 +157,22 @@ class ModelLibrary:
         _log.info("model loaded", model=key[0], version=key[1], family=loaded.manifest.family)
 
 
+def _stamps(folders: list[Path]) -> list[float]:
+    """When the files that checkpoints are read from were last written; 0 for those that are not there."""
+    found = []
+    for folder in folders:
+        for file in (checkpoint.MANIFEST, checkpoint.WEIGHTS):
+            try:
+                found.append((folder / file).stat().st_mtime)
+            except OSError:
+                found.append(0.0)
+    return found
+
+
 def _card(loaded: Checkpoint, key: Key, device: torch.device) -> Card:
     manifest: Manifest = loaded.manifest
     model = loaded.model
-    weights = None
-    if isinstance(model, HasConditionals):
-        weights = {"arithmetic": "float64, sums exact", "max_rounding_error": model.rounding_error}
-    names = runnable(model)
+    names, reference, ways = samplers_of(model), loaded.reference, estimators_of(model)
     schemas = {name: settings_schema(name) for name in names}
     return Card(
         name=key[0],
@@ -168,7 +180,7 @@ def _card(loaded: Checkpoint, key: Key, device: torch.device) -> Card:
         family=manifest.family,
         visible=manifest.visible,
         classes=_classes(model, manifest),
-        capabilities=list(model.capabilities()),
+        capabilities=list(dict.fromkeys((*model.capabilities(), *(["log_partition"] if ways else [])))),
         energy_kind=model.energy_kind,
         log_partition=manifest.log_partition,
         training=manifest.training,
@@ -177,15 +189,30 @@ def _card(loaded: Checkpoint, key: Key, device: torch.device) -> Card:
         digest=loaded.digest,
         state="ready",
         loaded_at=datetime.now(UTC),
-        weights=weights,
+        weights=_arithmetic(model),
         samplers=names,
         sampler_settings={name: schema for name, schema in schemas.items() if schema},
-        estimators=sorted(name for name, estimator in estimators().items() if estimator.applies_to(model)),
+        estimators=ways,
         layers=list(model.layers) if isinstance(model, HasFeatures) else [],
-        has_reference=loaded.reference is not None,
+        sigmas=list(model.sigmas) if isinstance(model, HasNoiseScales) else None,
+        anomaly_scores=scores_of(model),
+        has_reference=reference is not None and reference.energies is not None,
+        reference_scores=[] if reference is None else sorted(reference.scores),
+        terms=[vars(term) for term in model.terms_of(manifest)] if isinstance(model, IsComposed) else None,
+        warnings=list(model.warnings),
         preprocessing=_checked_preprocessing(manifest),
         init_data=_can_start_chains(loaded),
     )
+
+
+def _arithmetic(model: EnergyModel) -> dict[str, Any] | None:
+    """How chains compute: what a trajectory's bits rest on."""
+    if isinstance(model, HasConditionals):
+        return {"arithmetic": "float64, sums exact", "max_rounding_error": model.rounding_error}
+    if isinstance(model, HasStates) and "sample" not in model.lacks:
+        precision = str(model.dtype).removeprefix("torch.")
+        return {"arithmetic": f"{precision}, {ROWS} rows at a time, states float64", "max_rounding_error": 0.0}
+    return None
 
 
 def _classes(model: EnergyModel, manifest: Manifest) -> list[int | str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,47 +12,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.checkpoint import Reference
+from models.anomaly import SCORES
 from models.errors import CapabilityError, InputError
-from models.family import EnergyModel, HasClasses, HasConditionals, HasFeatures, HasScore
+from models.family import EnergyModel, HasClasses, HasFeatures, HasNoiseScales, HasScore, HasStates
+from models.manifest import LogPartitionRecord
 from service.core import units
+from service.core.card import values_of
 from service.core.job import SamplerSpec
-from service.core.units import from_model, slope, to_model
+from service.core.units import from_model, slope
 from service.runtime.chains import ChainBatch, ChainTask
 from service.runtime.library import Served
+from service.runtime.rows import capable, over_rows
 from service.runtime.samplers import make_sampler
 
 Array = NDArray[Any]
 Answer = Mapping[str, Any]
 
-CHUNK_ROWS = 4096
 COMPLETE_ROWS = 1024
-
-
-def _rows(served: Served, inputs: Array, compute: Callable[..., Tensor], *beside: Array) -> Array:
-    """`compute` of the inputs as (rows, D) in the model's precision, and of `beside` (n,), some rows at a time."""
-    model, how = served.checkpoint.model, served.checkpoint.manifest.preprocessing
-    flat, parts = inputs.reshape(len(inputs), -1), []
-    with torch.inference_mode():
-        for start in range(0, len(flat), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            part = np.require(to_model(flat[rows], how), requirements=("C", "W"))
-            x = torch.from_numpy(part).to(device=model.device, dtype=model.dtype)
-            parts.append(compute(x, *(torch.from_numpy(each[rows]).to(model.device) for each in beside)).cpu().numpy())
-    return np.concatenate(parts)
-
-
-def energies(served: Served, inputs: Array) -> Array:
-    """E(x) of every row, nats."""
-    return _rows(served, inputs, served.checkpoint.model.energy)
 
 
 def energy(served: Served, inputs: Array, labels: Array | None = None, **_: Any) -> Answer:
     """E(x), with its standard error where it is an estimate; or E(x, y)."""
     kind = served.checkpoint.model.energy_kind
     if labels is not None:
-        model = _capable(served, HasClasses, "classify")
-        return {"energy": _rows(served, inputs, model.class_energy, labels), "kind": kind}
+        model = capable(served, HasClasses, "classify")
+        return {"energy": over_rows(served, inputs, model.class_energy, labels), "kind": kind}
     values, stderr = _energies_with_error(served, inputs)
     return {"energy": values, "kind": kind, **stderr}
 
@@ -61,14 +46,16 @@ def _energies_with_error(served: Served, inputs: Array) -> tuple[Array, dict[str
         values, stderr = served.checkpoint.model.energy_with_error(x)
         return values[:, None] if stderr is None else torch.stack((values, stderr), 1)
 
-    found = _rows(served, inputs, compute)
+    found = over_rows(served, inputs, compute)
     return found[:, 0], {"stderr": found[:, 1]} if found.shape[1] > 1 else {}
 
 
 def log_density(served: Served, inputs: Array, **_: Any) -> Answer:
-    """-E(x), and -E(x) - log Z where log Z is known."""
+    """-E(x), and -E(x) - log Z where log Z is known; a model that has a density but no energy normalises it itself."""
     values, stderr = _energies_with_error(served, inputs)
     known = served.card.log_partition
+    if "energy" in served.checkpoint.model.lacks:
+        known = LogPartitionRecord(value=0.0, stderr=0.0, method="normalised")
     return {
         "unnormalized_log_density": -values,
         "kind": served.checkpoint.model.energy_kind,
@@ -79,67 +66,110 @@ def log_density(served: Served, inputs: Array, **_: Any) -> Answer:
 
 
 def score(served: Served, inputs: Array, sigma: float | None = None, **_: Any) -> Answer:
-    """-grad E(x), with respect to the inputs as sent."""
-    model = _capable(served, HasScore, "score")
+    """-grad E(x), or grad log p_sigma(x), with respect to the inputs as sent."""
+    model = capable(served, HasScore, "score")
+    compute, level = model.score, {}
     if sigma is not None:
-        raise InputError(f"family {model.name!r} is not conditioned on a noise level: send no sigma", "sigma")
-    values = _rows(served, inputs, model.score)
+        _check_sigma(model, sigma)
+        compute, level = partial(model.blurred_score, sigma=sigma), {"sigma": sigma}
+    values = over_rows(served, inputs, compute)
     if served.card.preprocessing is not None:
         values = values * slope(served.card.preprocessing)
-    return {"score": values.reshape(inputs.shape), "relaxed": model.score_is_relaxed, "kind": model.score_kind}
+    return {"score": values.reshape(inputs.shape), "relaxed": model.score_is_relaxed, "kind": model.score_kind, **level}
+
+
+def _check_sigma(model: EnergyModel, sigma: float) -> None:
+    if not isinstance(model, HasNoiseScales):
+        raise InputError(f"family {model.name!r} is not conditioned on a noise level: send no sigma", "sigma")
+    low, high = min(model.sigmas), max(model.sigmas)
+    if not low <= sigma <= high:
+        raise InputError(f"sigma is {sigma:g}; this model knows noise levels from {low:g} to {high:g}", "sigma")
 
 
 def classify(served: Served, inputs: Array, **_: Any) -> Answer:
     """p(y | x), and how it is had."""
-    model = _capable(served, HasClasses, "classify")
-    log_probs = _rows(served, inputs, model.class_log_probs)
+    model = capable(served, HasClasses, "classify")
+    log_probs = over_rows(served, inputs, model.class_log_probs)
     return {"probabilities": np.exp(log_probs.astype(np.float64)), "kind": model.class_kind}
 
 
 def features(served: Served, inputs: Array, layer: int | str | None = None, **_: Any) -> Answer:
     """Expected hidden states of a layer: by name, by position counted from 1 at the bottom, or the topmost."""
-    model = _capable(served, HasFeatures, "features")
+    model = capable(served, HasFeatures, "features")
     known: dict[int | str | None, str] = {None: model.layers[-1]}
     known |= {key: name for place, name in enumerate(model.layers, 1) for key in (place, name)}
     if layer not in known or isinstance(layer, bool):
         layers = ", ".join(f"{place} or {name!r}" for place, name in enumerate(model.layers, 1))
         raise InputError(f"layer is {layer!r}; this model's layers are {layers}", "layer")
     chosen = known[layer]
-    return {"features": _rows(served, inputs, lambda x: model.features(x, chosen)), "layer": chosen}
+    return {"features": over_rows(served, inputs, lambda x: model.features(x, chosen)), "layer": chosen}
 
 
 def anomaly(
     served: Served,
     inputs: Array,
+    score: str | None = None,
     threshold: float | None = None,
     false_positive_rate: float | None = None,
     **_: Any,
 ) -> Answer:
-    """E(x) as a score, higher = stranger, with its p-value among the energies of held-out data."""
-    reference = served.checkpoint.reference
-    scores = energies(served, inputs).astype(np.float64)
-    cut = choose_threshold(reference, threshold, false_positive_rate)
+    """A score, higher = stranger, by default E(x), with its p-value among the same score of held-out data."""
+    name = choose_score(served, score)
+    scores = anomaly_scores(served, inputs, name)
+    reference = reference_of(served, name)
+    what = values_of(name)
+    cut = choose_threshold(reference, threshold, false_positive_rate, what)
     return {
         "score": scores,
+        "of": name,
         "p_value": None if reference is None else p_values(reference, scores),
         "anomalous": None if cut is None else scores > cut,
         "threshold": cut,
-        "reference": None if reference is None else {"kind": "held-out energies", "size": len(reference.energies)},
+        "reference": None if reference is None else {"kind": f"held-out {what}", "size": len(reference)},
     }
 
 
-def p_values(reference: Reference, scores: Array) -> Array:
+def anomaly_scores(served: Served, inputs: Array, name: str) -> Array:
+    """The anomaly score of that name, (n,) float64."""
+    return over_rows(served, inputs, partial(SCORES[name].of, served.checkpoint.model))
+
+
+def choose_score(served: Served, name: str | None) -> str:
+    """The anomaly score that was asked for, or the model's default one.
+
+    Raises:
+        CapabilityError: the model has none.
+        InputError: it has others.
+    """
+    known = served.card.anomaly_scores
+    if not known:
+        raise CapabilityError(f"{served.card.name} cannot answer 'anomaly'", served.card.capabilities)
+    chosen = known[0] if name is None else name
+    if chosen not in known:
+        raise InputError(f"score is {chosen!r}; {served.card.name} has these: {', '.join(known)}", "score")
+    return chosen
+
+
+def reference_of(served: Served, name: str) -> Array | None:
+    """The score of held-out data, sorted, or None."""
+    kept = served.checkpoint.reference
+    return None if kept is None else kept.of(name)
+
+
+def p_values(reference: Array, scores: Array) -> Array:
     """(1 + #{reference >= score}) / (1 + n): valid where scored and reference data come from the same law."""
-    n = len(reference.energies)
-    result: Array = (1.0 + n - np.searchsorted(reference.energies, scores, side="left")) / (1.0 + n)
+    n = len(reference)
+    result: Array = (1.0 + n - np.searchsorted(reference, scores, side="left")) / (1.0 + n)
     return result
 
 
-def choose_threshold(reference: Reference | None, threshold: float | None, rate: float | None) -> float | None:
+def choose_threshold(
+    reference: Array | None, threshold: float | None, rate: float | None, what: str = "energies"
+) -> float | None:
     """The score above which a row is anomalous: as given, or such that its p-value is at most `rate` (default 0.05).
 
     Raises:
-        InputError: a rate was asked for and the checkpoint holds no reference energies, or too few for it.
+        InputError: a rate was asked for and the checkpoint holds no reference values, or too few for it.
     """
     if threshold is not None:
         return threshold
@@ -147,28 +177,28 @@ def choose_threshold(reference: Reference | None, threshold: float | None, rate:
         if rate is None:
             return None
         raise InputError(
-            "this checkpoint holds no reference energies, so no false-positive rate can be kept; send `threshold`",
+            f"this checkpoint holds no reference {what}, so no false-positive rate can be kept; send `threshold`",
             "false_positive_rate",
         )
-    n = len(reference.energies)
+    n = len(reference)
     rate = 0.05 if rate is None else rate
-    # A score s has p <= rate exactly where at most k reference energies reach it.
+    # A score s has p <= rate exactly where at most k reference scores reach it.
     k = int(np.floor(rate * (n + 1) + 1e-9)) - 1
     if k < 0:
         raise InputError(
-            f"{n} reference energies support a false-positive rate of {1 / (n + 1):.3g} or more, not {rate:g}",
+            f"{n} reference {what} support a false-positive rate of {1 / (n + 1):.3g} or more, not {rate:g}",
             "false_positive_rate",
         )
-    return float(reference.energies[n - 1 - min(k, n - 1)])
+    return float(reference[n - 1 - min(k, n - 1)])
 
 
-def chain_model(served: Served) -> HasConditionals:
+def chain_model(served: Served) -> HasStates:
     """The model, where chains can be run on it.
 
     Raises:
         CapabilityError: they cannot.
     """
-    model: HasConditionals = _capable(served, HasConditionals, "sample")
+    model: HasStates = capable(served, HasStates, "sample")
     return model
 
 
@@ -250,13 +280,6 @@ def complete(
         "seed": seed,
         "approximate": chosen.approximate(model, clamped=bool(held.mask.any())),
     }
-
-
-def _capable(served: Served, capability: type[Any], operation: str) -> Any:
-    model: EnergyModel = served.checkpoint.model
-    if not isinstance(model, capability):
-        raise CapabilityError(f"family {model.name!r} cannot answer {operation!r}", model.capabilities())
-    return model
 
 
 OPERATIONS: Mapping[str, Callable[..., Answer]] = {

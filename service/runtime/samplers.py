@@ -1,4 +1,4 @@
-"""The samplers that run on a model, their hyper-parameters, and the one that a request names."""
+"""A sampler's hyper-parameters, and the sampler that a request names."""
 
 from __future__ import annotations
 
@@ -9,16 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.catalog import samplers
 from models.errors import CapabilityError, InputError
-from models.family import EnergyModel
 from models.sampler import Sampler
 from service.core.card import Card
 from service.core.job import SamplerSpec
-
-
-def runnable(model: EnergyModel) -> list[str]:
-    """Names of the samplers that run on the model: Gibbs sampling first where it does, then by the alphabet."""
-    names = [name for name, sampler in samplers().items() if sampler.applies_to(model)]
-    return sorted(names, key=lambda name: (name != "gibbs", name))
 
 
 def settings_schema(name: str) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from models.domain import DESCRIPTION, inside
 from models.errors import InputError
+from service.core.card import values_of
 from service.runtime.library import Served
-from service.runtime.operations import choose_threshold, energies, p_values
+from service.runtime.operations import anomaly_scores, choose_score, choose_threshold, p_values, reference_of
 
 Array = NDArray[Any]
 Write = Callable[[dict[str, Array]], None]
@@ -31,28 +32,32 @@ def score_table(
     source: Path,
     target: Path,
     *,
+    score: str | None = None,
     threshold: float | None = None,
     false_positive_rate: float | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> int:
     """Write `row, score, p_value, anomalous` for every row of `source`, in its order; returns the number of rows.
 
-    `score` is the energy (nats, higher = stranger). `p_value` and `anomalous` are left out where they are not defined:
-    no reference energies, no threshold. `target` appears whole or not at all. `progress` is told (rows, rows in all).
+    `score` (higher = stranger) is the anomaly score of that name, by default the model's first: the energy, nats.
+    `p_value` and `anomalous` are left out where they are not defined: no reference of that score, no threshold.
+    `target` appears whole or not at all. `progress` is told (rows, rows in all).
 
     Raises:
         InputError: the table does not fit the model, or a value is outside its domain; the row is named.
         OSError: a file cannot be read or written.
     """
-    cut = choose_threshold(served.checkpoint.reference, threshold, false_positive_rate)
+    name = choose_score(served, score)
+    reference = reference_of(served, name)
+    cut = choose_threshold(reference, threshold, false_positive_rate, values_of(name))
     done = 0
     with _read(source, served.card.visible.units) as (total, parts), _write(target) as write:
         for part in parts:
             _check(served, part, done)
-            scores = energies(served, part.reshape(len(part), *served.card.visible.shape)).astype(np.float64)
+            scores = anomaly_scores(served, part.reshape(len(part), *served.card.visible.shape), name)
             columns: dict[str, Array] = {"row": np.arange(done, done + len(part)), "score": scores}
-            if served.checkpoint.reference is not None:
-                columns["p_value"] = p_values(served.checkpoint.reference, scores)
+            if reference is not None:
+                columns["p_value"] = p_values(reference, scores)
             if cut is not None:
                 columns["anomalous"] = scores > cut
             write(columns)

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from models import diagnostics
 from models.errors import InputError
-from models.family import HasConditionals
+from models.family import HasStates
 from models.sampler import Sampler
 from service.core.job import Claim, CompleteSpec, Progress, SampleSpec
 from service.core.plan import Lane
 from service.picture import image_size
 from service.runtime.chains import ChainBatch, ChainTask
 from service.runtime.library import Served
-from service.runtime.operations import Held, chain_model, chain_values, completion_task, energies, shown
+from service.runtime.operations import Held, chain_model, chain_values, completion_task, shown
+from service.runtime.rows import energies
 from service.runtime.samplers import make_sampler
 from service.store.files import JobFiles, StoreError
 
@@ -41,7 +42,7 @@ class ChainJob:
         self._files = files
         self._emit = emit
         self.spec = _SPECS[claim.kind].model_validate(claim.payload)
-        self.model: HasConditionals = chain_model(served)
+        self.model: HasStates = chain_model(served)
         self.sampler: Sampler = make_sampler(served.card, self.spec.sampler)
         self.lane = Lane(claim.digest, json.dumps(self.spec.sampler.model_dump(), sort_keys=True))
         units = served.card.visible.units
@@ -143,20 +144,26 @@ class ChainJob:
         chains, draws = self._shape
         kept = max(1, min(chains, _DIAGNOSED_ROWS // draws))
         rows = self._draws[:kept].reshape(kept * draws, -1)
-        values = energies(self._served, rows).astype(np.float64).reshape(kept, draws)
+        known = "energy" in self._served.card.capabilities
+        values = (energies(self._served, rows) if known else rows.mean(1)).astype(np.float64).reshape(kept, draws)
         found: dict[str, Any] = {
-            "of": "energy",
+            "of": "energy" if known else "mean of the units",
             "chains": kept,
             "r_hat": diagnostics.r_hat(values),
             "ess_bulk": diagnostics.ess_bulk(values),
             "ess_tail": diagnostics.ess_tail(values),
             "acceptance_rate": float(self._accepted[0] / self._accepted[1]) if self._accepted[1] else None,
-            "energy_mean": float(values.mean()),
+            "energy_mean": float(values.mean()) if known else None,
         }
-        reasons = {}
+        reasons = {} if known else {"energy_mean": "this model has no energy"}
         if found["acceptance_rate"] is None:
             reasons["acceptance_rate"] = "this sampler proposes nothing that it could reject"
-        if found["r_hat"] == float("inf"):
+        lost = int(np.count_nonzero(~np.isfinite(values)))
+        if lost:
+            why = f"{lost} of {values.size} draws looked at are not finite: chains ran away"
+            found["energy_mean"] = None
+            reasons |= dict.fromkeys(("energy_mean", "r_hat", "ess_bulk", "ess_tail"), why)
+        elif found["r_hat"] == float("inf"):
             found["r_hat"], reasons["r_hat"] = None, "infinite: no chain's energy moves, and the chains differ"
         elif found["r_hat"] is None:
             why = f"needs at least {diagnostics.MIN_DRAWS} draws of each chain, and energies that differ"

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from models import checkpoint
-from models.catalog import estimators
+from models.catalog import estimators, estimators_of
 from models.errors import CapabilityError
 from models.estimator import Effort, LogPartition
 from service.core.job import Claim, LogPartitionSpec, Progress
@@ -39,9 +39,9 @@ class Estimate:
         self._cancelled = threading.Event()
         self._fraction = 0.0
         model = served.checkpoint.model
-        self._estimator = estimators()[self._spec.method]()
-        if not self._estimator.applies_to(model):
+        if self._spec.method not in estimators_of(model):
             raise CapabilityError(f"family {model.name!r} has no {self._spec.method!r} estimate of log Z")
+        self._estimator = estimators()[self._spec.method]()
         self._thread = threading.Thread(target=self._run, name=f"estimate-{claim.id[:8]}", daemon=True)
 
     def start(self) -> None:

@@ -26,6 +26,7 @@ from models.family import (
     HasFeatures,
     HasScore,
     HasStates,
+    IsComposed,
     Part,
 )
 from models.rng import ChainKeys
@@ -33,7 +34,8 @@ from tests.models import cases
 from tests.models.cases import ONE_HOT, Case, case, having, joint_states, names, product, states
 from tests.models.kernels import every_step, matrix, number
 
-FAMILIES = sorted(catalog.families())
+FAMILIES = sorted(name for name, family in catalog.families().items() if not issubclass(family, IsComposed))
+"""Those that are made of others have a file of their own, `test_composition`."""
 SIZES = [(4, 3), (3, 4), (1, 2), (2, 1), (6, 2)]
 EXACT = names(lambda of: isinstance(of.model, HasConditionals) and of.model.energy_kind == "exact")
 

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from models.families.rbm import RBM
+from models.family import HasStates
 from models.sampler import Sampler
 from models.samplers.gibbs import Gibbs
+from models.samplers.langevin import Langevin
 from models.samplers.tempering import Tempering
 from service.core.plan import Lane
 from service.core.scheduler import Scheduler
 from service.runtime.chains import ChainBatch, ChainTask
+from tests.models.cases import case
 from tests.service.example import weights
 
 D = 30
@@ -144,6 +147,37 @@ def test_a_resumed_job_keeps_the_blocks_the_labels_and_the_acceptance_of_its_sam
     assert told[0][1] == told[1][1] == (9 * 34 if proposes else 0)
     assert told[0][0] == pytest.approx(told[1][0], abs=1e-9)
     assert not proposes or 0 < told[0][0] < 9 * 34
+
+
+def test_chains_of_a_network_keep_their_labels_alone_together_and_resumed() -> None:
+    jem = case("jem", D, dtype=torch.float32).model
+    assert isinstance(jem, HasStates)
+
+    def job(seed: int = 3, **fields: Any) -> Job:
+        made = make_job(seed, 9, draws=6, thin=5, burn_in=4, average_from=10, **fields)
+        return Job(dataclasses.replace(made.task, label=np.arange(9) % 4 - 1), made.draws, made.means)
+
+    whole, beside, free = job(), job(), make_job(3, 9, draws=6, thin=5, burn_in=4)
+    alone, together = ChainBatch(jem, Langevin()), ChainBatch(jem, Langevin())
+    alone.join("job", whole.task, range(9))
+    together.join("free", free.task, range(9))
+    together.join("other", make_job(8, 80, draws=1, burn_in=70, temperature=2.0).task, range(80))
+    together.join("job", beside.task, range(9))
+    alone.advance(34)
+    together.advance(13)
+    saved = together.snapshot("job")
+    together.drop("job")
+    resumed = ChainBatch(jem, Langevin())
+    resumed.join("job", beside.task, range(4, 9), {name: array[4:] for name, array in saved.items()})
+    resumed.join("job", beside.task, range(4), {name: array[:4] for name, array in saved.items()})
+    while len(resumed):
+        resumed.advance(7)
+    together.advance(21)
+    np.testing.assert_array_equal(beside.draws, whole.draws)
+    np.testing.assert_array_equal(beside.means, whole.means)
+    unheld = np.arange(9) % 4 == 0
+    np.testing.assert_array_equal(whole.draws[unheld], free.draws[unheld])
+    assert (whole.draws[~unheld] != free.draws[~unheld]).any(axis=(1, 2)).all()
 
 
 def test_clamped_units_hold_their_values_in_every_draw_and_average(model: RBM) -> None:

@@ -14,7 +14,7 @@ import torch
 from models.errors import InputError
 from service.runtime import tables
 from service.runtime.library import Served, serve_folder
-from service.runtime.operations import energies
+from service.runtime.rows import energies
 from service.runtime.tables import score_table
 from tests.service.example import D, write_rbm
 

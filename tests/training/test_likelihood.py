@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.family import EnergyModel, HasClasses, HasConditionals, HasEnumeration
+from models.family import EnergyModel, HasClasses, HasConditionals, HasEnumeration, HasStates
 from models.layered_family import LayeredModel
 from models.manifest import Domain
 from tests.models import cases
@@ -261,6 +261,18 @@ def test_pictures_are_made_of_every_kind_of_data(name: str, shape: tuple[int, ..
     }
     for title, content in drawn.items():
         assert _decoded(content).std() > 5, title
+
+
+@pytest.mark.parametrize("name", ["mlp_energy", "jem", "conv_energy"])
+def test_networks_are_drawn_by_their_own_samplers(name: str) -> None:
+    of = cases.case(name, visible=9)
+    data = replace(_data(of), shape=(3, 3))
+    assert isinstance(of.model, HasStates)
+    for content in (
+        pictures.samples(of.model, None, data, 0, sweeps=1),
+        pictures.completions(of.model, data, 0, count=6, chains=2, sweeps=5),
+    ):
+        assert _decoded(content).std() > 5
 
 
 def test_the_levels_of_a_picture_are_those_of_the_domain() -> None:

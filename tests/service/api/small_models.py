@@ -53,6 +53,7 @@ class SmallModels:
                 log_partition=log_z,
                 training=Training(objective="cd", dataset="digits", steps=10, seed=1, metrics={"loss": 1.0}),
                 samplers=["gibbs", "tempering"],
+                anomaly_scores=["energy", "max_softmax"],
                 has_reference=True,
             ),
             card("joint", classes=CLASSES, samplers=["gibbs"], estimators=["ais"]),
@@ -134,18 +135,26 @@ class SmallModels:
         return {"features": 1 / (1 + np.exp(-(x @ self.W + self.c))), "layer": "hidden"}
 
     def do_anomaly(
-        self, card: Card, x: NDArray[Any], threshold: float | None = None, false_positive_rate: float | None = None
+        self,
+        card: Card,
+        x: NDArray[Any],
+        score: str = "energy",
+        threshold: float | None = None,
+        false_positive_rate: float | None = None,
     ) -> dict[str, Any]:
-        score, reference = self.energy(x), np.sort(self.energy(self.states))
-        if not card.has_reference:
-            verdict = None if threshold is None else score > threshold
-            none = dict.fromkeys(("p_value", "reference"))
-            return {"score": score, "anomalous": verdict, "threshold": threshold, **none}
+        values = self.energy(x)
+        if score == "max_softmax":
+            values = 1 - self.do_classify(card, x)["probabilities"].max(1)
+        found = {"score": values, "of": score, "threshold": threshold}
+        if not card.keeps_reference(score):
+            verdict = None if threshold is None else values > threshold
+            return {**found, "p_value": None, "anomalous": verdict, "reference": None}
+        reference = np.sort(self.energy(self.states))
         if threshold is None:
             assert false_positive_rate is not None
             threshold = float(np.quantile(reference, 1 - false_positive_rate))
-        p_value = 1 - np.searchsorted(reference, score, "left") / len(reference)
-        found = {"score": score, "p_value": p_value, "anomalous": score > threshold, "threshold": threshold}
+        p_value = 1 - np.searchsorted(reference, values, "left") / len(reference)
+        found |= {"p_value": p_value, "anomalous": values > threshold, "threshold": threshold}
         return {**found, "reference": {"rows": len(reference)}}
 
     def do_complete(

@@ -141,6 +141,27 @@ async def test_anomaly_without_a_reference_says_what_is_missing(client: httpx.As
     assert error["loc"] == ["body", "false_positive_rate"]
 
 
+async def test_anomaly_by_another_score_needs_a_reference_of_that_score(
+    client: httpx.AsyncClient, models: SmallModels
+) -> None:
+    body = (await ask(client, "digits/anomaly", inputs=TWO, score="max_softmax")).json()
+    assert body["of"] == "max_softmax"
+    assert (body["p_value"], body["anomalous"], body["threshold"]) == (None, None, None)
+    assert "no reference values of max_softmax" in body["reason"]
+    assert "no verdicts" in body["reason"]
+    body = (await ask(client, "digits/anomaly", inputs=TWO, score="max_softmax", threshold=0.4)).json()
+    assert body["anomalous"] == [each > 0.4 for each in body["score"]]
+    assert "no verdicts" not in body["reason"]
+    body = (await ask(client, "digits/anomaly", inputs=TWO, score="energy")).json()
+    assert (body["of"], "reason" in body) == ("energy", False)
+    rate = {"score": "max_softmax", "false_positive_rate": 0.1}
+    error = await refused(client, "digits/anomaly", inputs=TWO, **rate)
+    assert error["loc"] == ["body", "false_positive_rate"]
+    assert "values of max_softmax" in error["msg"]
+    error = await refused(client, "joint/anomaly", inputs=TWO, score="max_softmax")
+    assert (error["loc"], error["msg"]) == (["body", "score"], "score is 'max_softmax'; joint has these: energy.")
+
+
 # Completion
 
 
