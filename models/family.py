@@ -219,7 +219,7 @@ class HasConditionals(HasStates):
         """Largest |parameter - parameter as sampled|. The sampler is exact for the rounded parameters."""
 
 
-class HasGradient(HasStates, HasScore):
+class HasGradient(HasScore, HasStates):
     """Its visibles are continuous and its energy smooth: Langevin dynamics and Hamiltonian Monte Carlo apply."""
 
     @property
