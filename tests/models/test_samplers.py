@@ -22,6 +22,9 @@ from models.rng import ChainKeys
 from models.sampler import ChainState, Sampler
 from models.samplers.gibbs import Gibbs
 from models.samplers.gibbs_langevin import GibbsLangevin
+from models.samplers.hmc import HMC
+from models.samplers.langevin import Langevin
+from models.samplers.mala import MALA
 from models.samplers.metropolis import Metropolis
 from models.samplers.tempered_transitions import TemperedTransitions
 from models.samplers.tempering import Tempering
@@ -32,12 +35,19 @@ from tests.models.kernels import Space, clamp_row
 SAMPLERS: Mapping[str, Sampler] = {
     "gibbs": Gibbs(),
     "gibbs_langevin": GibbsLangevin(),
+    "hmc": HMC(leapfrog_steps=3, adaptation=2),
+    "langevin": Langevin(),
+    "mala": MALA(),
     "metropolis": Metropolis(),
     "tempered_transitions": TemperedTransitions(rungs=1, lowest=0.8),
     "tempering": Tempering(replicas=2),
 }
-EVERY_KIND = {"bm chain", "bm_hidden coupled spin", "rbm labelled", "grbm", "dbm real labelled", "dbn labelled"}
-"""Spins, labels, real units, units of one block in several parts, layers, directed layers."""
+EVERY_KIND = {
+    *("bm chain", "bm_hidden coupled spin", "rbm labelled", "grbm", "dbm real labelled", "dbn labelled"),
+    *("mlp_energy", "resnet_energy", "jem"),
+}
+"""Spins, labels, real units, units of one block in several parts, layers, directed layers; networks, within walls, with
+classes that are no units."""
 PAIRS = [
     (sampler, name)
     for sampler in sorted(set(SAMPLERS) & set(catalog.samplers()))
