@@ -20,6 +20,7 @@ from models.family import Clamp, EnergyModel, HasConditionals
 from models.manifest import Manifest
 from models.rng import ChainKeys
 from models.sampler import ChainState, Sampler
+from models.samplers.annealed_langevin import AnnealedLangevin
 from models.samplers.gibbs import Gibbs
 from models.samplers.gibbs_langevin import GibbsLangevin
 from models.samplers.hmc import HMC
@@ -33,6 +34,7 @@ from tests.models.cases import case, dbm, grbm, having, names, rbm
 from tests.models.kernels import Space, clamp_row
 
 SAMPLERS: Mapping[str, Sampler] = {
+    "annealed_langevin": AnnealedLangevin(steps=2),
     "gibbs": Gibbs(),
     "gibbs_langevin": GibbsLangevin(),
     "hmc": HMC(leapfrog_steps=3, adaptation=2),
@@ -44,10 +46,10 @@ SAMPLERS: Mapping[str, Sampler] = {
 }
 EVERY_KIND = {
     *("bm chain", "bm_hidden coupled spin", "rbm labelled", "grbm", "dbm real labelled", "dbn labelled"),
-    *("mlp_energy", "resnet_energy", "jem"),
+    *("mlp_energy", "resnet_energy", "jem", "score_energy", "score_network unit"),
 }
 """Spins, labels, real units, units of one block in several parts, layers, directed layers; networks, within walls, with
-classes that are no units."""
+classes that are no units, with scales of noise."""
 PAIRS = [
     (sampler, name)
     for sampler in sorted(set(SAMPLERS) & set(catalog.samplers()))
