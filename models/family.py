@@ -224,7 +224,7 @@ class HasConditionals(HasStates):
         """Largest |parameter - parameter as sampled|. The sampler is exact for the rounded parameters."""
 
 
-class HasGradient(HasStates, HasScore):
+class HasGradient(HasScore, HasStates):
     """Its visibles are continuous and its energy smooth: Langevin dynamics and Hamiltonian Monte Carlo apply."""
 
     @property
@@ -250,9 +250,14 @@ class HasNoiseScales(HasScore):
     def sigmas(self) -> tuple[float, ...]:
         """The standard deviations of the noise, the largest first."""
 
+    @property
+    @abstractmethod
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval that each visible unit lies in before it is blurred, or None where it is the whole line."""
+
     @abstractmethod
     def blurred_score(self, x: Float[Tensor, "n visible"], sigma: float) -> Float[Tensor, "n visible"]:
-        """grad_x log p_sigma(x), p_sigma the law of x + sigma z: a row's bits are the same in every batch."""
+        """grad_x log p_sigma(x), p_sigma the law of x + sigma z, float64: a row's bits are the same in every batch."""
 
 
 class HasEnumeration(EnergyModel):

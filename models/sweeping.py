@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.conditionals import Conditional, Gaussian
 from models.errors import CapabilityError
-from models.family import Clamp, EnergyModel, HasConditionals, Part
+from models.family import Clamp, EnergyModel, HasConditionals, HasStates, Part
 from models.rng import ChainKeys
 
 DECISIONS = 0xFFFF
@@ -38,7 +38,7 @@ def has_real(model: HasConditionals, *blocks: str) -> bool:
 
 
 def begin(
-    model: HasConditionals,
+    model: HasStates,
     keys: ChainKeys,
     start: Float[Tensor, "n visible"] | None = None,
     clamp: Clamp | None = None,

@@ -249,12 +249,21 @@ def _dbn(depth: int, domain: Domain = "binary", classes: int = 0, recognition: b
 
 
 def _network(
-    family: str, domain: Domain, shape: Callable[[int], list[int]], architecture: dict[str, Any], classes: int = 0
+    family: str,
+    domain: Domain,
+    shape: Callable[[int], list[int]],
+    architecture: dict[str, Any],
+    classes: int = 0,
+    sigmas: list[float] | None = None,
 ) -> Factory:
     """Normal weights of standard deviation `scale` / sqrt(inputs); there are no hidden units in the model's sense."""
 
     def make(visible: int, _hidden: int, seed: int, dtype: torch.dtype, scale: float) -> Case:
-        config = {"architecture": architecture} | ({"prior_std": 1.5} if domain == "real" else {})
+        config: dict[str, Any] = {"architecture": architecture}
+        if sigmas is not None:
+            config["sigmas"] = sigmas
+        elif domain == "real":
+            config["prior_std"] = 1.5
         manifest = manifest_of(family, visible, domain, classes, config)
         manifest = manifest.model_copy(update={"visible": Visible(shape=shape(visible), domain=domain)})
         kind = families()[family]
@@ -274,6 +283,9 @@ def _flat(visible: int) -> list[int]:
 def _row(visible: int) -> list[int]:
     return [1, visible]
 
+
+SMOOTH = {"name": "mlp", "hidden": [8, 8], "activation": "tanh"}
+SIGMAS = [1.5, 0.8, 0.4]
 
 FACTORIES: Mapping[str, Factory] = {
     "bm": _bm("binary"),
@@ -303,6 +315,10 @@ FACTORIES: Mapping[str, Factory] = {
     "conv_energy": _network("conv_energy", "unit", _row, {"channels": [4]}),
     "resnet_energy": _network("resnet_energy", "unit", _row, {"channels": [4, 4]}),
     "jem": _network("jem", "unit", _flat, {"name": "mlp", "hidden": [8, 8]}, CLASSES),
+    "score_energy": _network("score_energy", "real", _flat, SMOOTH, sigmas=SIGMAS),
+    "score_energy unit": _network("score_energy", "unit", _row, {"name": "resnet", "channels": [4]}, sigmas=SIGMAS),
+    "score_network": _network("score_network", "real", _flat, SMOOTH, sigmas=SIGMAS),
+    "score_network unit": _network("score_network", "unit", _row, {"name": "dilated", "channels": 4}, sigmas=SIGMAS),
 }
 """By name: the family, and where it has several, the variant after a blank."""
 

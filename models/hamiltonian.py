@@ -1,0 +1,138 @@
+"""What MALA and HMC have in common: a proposal along the Hamiltonian, and each chain's own step size (MATH 6)."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from models import dynamics, rng, sweeping
+from models.family import Clamp, EnergyModel, HasGradient
+from models.rng import ChainKeys
+from models.sampler import ChainState, Sampler, SweepInfo
+
+_FARTHEST = 30.0
+"""Step sizes are adapted from exp(-30) to exp(30)."""
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """Each chain's own step size: found by dual averaging in its first sweeps, then kept (Hoffman & Gelman 2014, 3.2).
+
+    In sweep m <= sweeps, after a proposal with the chance a of being accepted,
+
+        error <- (1 - 1 / (m + 10)) error + (target - a) / (m + 10)
+        log step <- log(10 initial) - sqrt(m) / 0.05 error
+        mean <- m^-0.75 log step + (1 - m^-0.75) mean
+
+    and sweeps after the last of these make steps of exp(mean). All that is needed to go on is in the blocks, (n, 1)
+    each, and in the sweep number.
+    """
+
+    initial: float
+    target: float
+    sweeps: int
+    """0: the step size is `initial` throughout, and there are no blocks."""
+
+    def blocks(self, chains: int, device: torch.device) -> dict[str, Float[Tensor, "n 1"]]:
+        """Before the first sweep."""
+        if not self.sweeps:
+            return {}
+        zeros = torch.zeros(chains, 1, dtype=torch.float64, device=device)
+        start = zeros + math.log(self.initial)
+        return {"log_step": start, "log_step_mean": start.clone(), "step_error": zeros}
+
+    def at(self, blocks: Mapping[str, Float[Tensor, "n _"]], number: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Of the proposal in sweep `number`."""
+        if not self.sweeps:
+            return torch.full(number.shape, self.initial, dtype=torch.float64, device=number.device)
+        log_step = torch.where(number <= self.sweeps, blocks["log_step"][:, 0], blocks["log_step_mean"][:, 0])
+        small = rng.exp_minus_abs(log_step)  # torch's own exponential has other bits at other places of a batch
+        return torch.where(log_step <= 0, small, 1.0 / small)
+
+    def after(
+        self, blocks: Mapping[str, Float[Tensor, "n _"]], number: Int[Tensor, " n"], chance: Float[Tensor, " n"]
+    ) -> dict[str, Float[Tensor, "n 1"]]:
+        """The blocks once the proposal of sweep `number` is known to have had this chance."""
+        if not self.sweeps:
+            return {}
+        m = number.double()[:, None]
+        share, weight = 1.0 / (m + 10.0), 1.0 / (m.sqrt() * m.sqrt().sqrt())
+        error = (1.0 - share) * blocks["step_error"] + share * (self.target - chance[:, None])
+        log_step = math.log(10 * self.initial) - m.sqrt() / 0.05 * error
+        log_step = log_step.clamp(-_FARTHEST, _FARTHEST)
+        mean = weight * log_step + (1.0 - weight) * blocks["log_step_mean"]
+        found = {"log_step": log_step, "log_step_mean": mean, "step_error": error}
+        return {name: torch.where(number[:, None] <= self.sweeps, new, blocks[name]) for name, new in found.items()}
+
+
+class HamiltonianSampler(Sampler):
+    """A sweep is one proposal of so many leapfrog steps. A subclass says how many, and of which size."""
+
+    @property
+    @abstractmethod
+    def leaps(self) -> int:
+        """Leapfrog steps of a proposal."""
+
+    @property
+    @abstractmethod
+    def step_sizes(self) -> StepSize:
+        """What becomes of the chains' step sizes."""
+
+    @classmethod
+    def applies_to(cls, model: EnergyModel) -> bool:
+        """Models with a gradient."""
+        return isinstance(model, HasGradient)
+
+    def init(
+        self,
+        model: EnergyModel,
+        keys: ChainKeys,
+        start: Float[Tensor, "n visible"] | None,
+        clamp: Clamp | None,
+    ) -> ChainState:
+        """Visibles from noise, or from `start` where given; blocks of the step size where it adapts."""
+        begun = sweeping.begin(dynamics.differentiable(model, self.name), keys, start, clamp)
+        blocks = {"visible": begun["visible"], **self.step_sizes.blocks(len(keys), model.device)}
+        return ChainState(blocks, torch.zeros(len(keys), dtype=torch.int64, device=model.device))
+
+    def step(
+        self,
+        model: EnergyModel,
+        state: ChainState,
+        keys: ChainKeys,
+        clamp: Clamp | None = None,
+        beta: Float[Tensor, " n"] | None = None,
+    ) -> tuple[ChainState, SweepInfo]:
+        """One proposal for every chain."""
+        model = dynamics.differentiable(model, self.name)
+        number, x, sizes = state.sweep + 1, state.visible, self.step_sizes
+        moved = dynamics.transition(
+            dynamics.slope_of(model, clamp, beta),
+            x,
+            keys,
+            number,
+            sizes.at(state.blocks, number),
+            self.leaps,
+            model.bounds,
+            dynamics.free_units(x, clamp),
+        )
+        blocks = {"visible": moved.x, **sizes.after(state.blocks, number, moved.chance)}
+        return ChainState(blocks, number), SweepInfo(lambda: moved.x, moved.accepted.double())
+
+
+def check_adaptation(target: float, adaptation: int) -> None:
+    """Check the settings of a step size's adaptation.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    if type(target) not in (int, float) or not 0 < target < 1:
+        raise ValueError(f"target must be a number above 0 and below 1; got {target!r}")
+    if type(adaptation) is not int or not 0 <= adaptation <= 1_000_000:
+        raise ValueError(f"adaptation must be a whole number from 0 to 1000000; got {adaptation!r}")

@@ -1,0 +1,54 @@
+"""Hamiltonian Monte Carlo (Duane et al. 1987; Neal 2011) with step sizes by dual averaging (Hoffman & Gelman 2014)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from models.dynamics import check_step_size
+from models.hamiltonian import HamiltonianSampler, StepSize, check_adaptation
+
+MOST_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class HMC(HamiltonianSampler):
+    """A sweep draws momenta, follows the Hamiltonian for some leapfrog steps, and accepts or refuses the end (MATH 6).
+
+    Walls throw the visibles back. Each chain's step size adapts in its first sweeps: burn-in should be longer than
+    these, for only later sweeps leave the model's law unchanged.
+    """
+
+    name: ClassVar[str] = "hmc"
+
+    step_size: float = 0.1
+    """e, above 0: where adaptation starts from, or throughout where there is none."""
+    leapfrog_steps: int = 10
+    """Steps of a proposal, 1..1000; each takes one gradient."""
+    target: float = 0.8
+    """The acceptance rate to adapt to, above 0 and below 1."""
+    adaptation: int = 200
+    """Sweeps in which a chain's step size adapts, 0..1000000."""
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: one is out of range.
+        """
+        check_step_size(self.step_size)
+        check_adaptation(self.target, self.adaptation)
+        if type(self.leapfrog_steps) is not int or not 1 <= self.leapfrog_steps <= MOST_STEPS:
+            raise ValueError(
+                f"leapfrog_steps must be a whole number from 1 to {MOST_STEPS}; got {self.leapfrog_steps!r}"
+            )
+
+    @property
+    def leaps(self) -> int:
+        """`leapfrog_steps`."""
+        return self.leapfrog_steps
+
+    @property
+    def step_sizes(self) -> StepSize:
+        """From `step_size`, by `adaptation` sweeps."""
+        return StepSize(self.step_size, self.target, self.adaptation)
