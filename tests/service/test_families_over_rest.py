@@ -397,7 +397,10 @@ def test_the_command_line_gives_the_bits_of_the_job(
     ("options", "text"),
     [
         (["--label", "cow"], "labelled has these classes: cat, dog, owl"),
-        (["--sampler", "metropolis"], "does not run on 'labelled': gibbs, gibbs_with_gradients, tempered_transitions, tempering do"),
+        (
+            ["--sampler", "metropolis"],
+            "does not run on 'labelled': gibbs, gibbs_with_gradients, tempered_transitions, tempering do",
+        ),
         (["--sampler", "tempering", "--set", "replicas=many"], "replicas: Input should be a valid integer"),
         (["--set", "k"], "expected KEY=VALUE"),
     ],
