@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
@@ -31,6 +31,13 @@ class Batch:
 
     visible: Float[Tensor, "n visible"]
     labels: Int[Tensor, " n"] | None = None
+
+
+class Law(Protocol):
+    """What can be drawn from."""
+
+    def sample(self, keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int) -> Float[Tensor, "n units"]:
+        """One draw for each row."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,19 @@ class Draws:
         """True with probability min(1, exp(log_ratio))."""
         return rng.accept(log_ratio.double(), *self._rows(log_ratio, sweep), stream)
 
+    def signs(self, like: Float[Tensor, "n units"], sweep: int, stream: int) -> Float[Tensor, "n units"]:
+        """+1 or -1, each half of the time."""
+        return 2 * self.bernoulli(torch.zeros_like(like), sweep, stream) - 1
+
+    def noise(self, law: Law, like: Float[Tensor, "n units"], sweep: int, stream: int) -> Tensor:
+        """A draw of a law of n rows."""
+        return law.sample(*self._rows(like, sweep), stream).to(like)
+
+    def choice(self, count: int, among: Tensor, sweep: int, stream: int) -> Int[Tensor, " count"]:
+        """Positions of so many different rows."""
+        keys, at = self._rows(among[:1], sweep)
+        return torch.argsort(rng.random_bits(keys, at, stream, len(among))[0], stable=True)[:count]
+
     def _rows(self, like: Tensor, sweep: int) -> tuple[ChainKeys, Tensor]:
         keys = _keys(self.seed, len(like), like.device)
         return keys, torch.full_like(keys.chain, sweep)
@@ -85,6 +105,10 @@ class Objective(BaseModel, ABC):
     @abstractmethod
     def start(self, model: EnergyModel, base: Base, seed: int) -> Memory:
         """Memory before the first step. `base` has the biases of independent units with the training data's means."""
+
+    def noted(self, memory: Memory, examples: Num[Tensor, "n visible"]) -> Memory:  # noqa: ARG002
+        """The first memory with what it is to say of all training examples: for most objectives nothing."""
+        return memory
 
     @abstractmethod
     def gradient(
@@ -131,6 +155,14 @@ class Sum(Objective):
             f"{i}.{key}": tensor
             for i, term in enumerate(self.terms)
             for key, tensor in term.start(model, base, seed).items()
+        }
+
+    def noted(self, memory: Memory, examples: Num[Tensor, "n visible"]) -> Memory:
+        """What every term notes."""
+        return {
+            f"{i}.{key}": tensor
+            for i, term in enumerate(self.terms)
+            for key, tensor in term.noted(_own(memory, i), examples).items()
         }
 
     def gradient(

@@ -144,7 +144,7 @@ def _run(job: Job, console: Console, team: Team) -> Result | None:
         fitted, seconds = _fit(here, device)
         if not team.leads:
             return None
-        model = model_of(structure, fitted.best or fitted.parameters)
+        model = model_of(structure, fitted.result)
         evaluation = evaluate(structure, model, dataset, job.recipe.likelihood, job.recipe.seed, _progress(here))
         drawn = _pictures(here, model, evaluation)
         pictures.write(job.run_dir, drawn)
@@ -200,7 +200,7 @@ def _fit(here: _Run, device: torch.device) -> tuple[FitState, float]:
         _advance(here, at, fitted, began)
         if len(finished) == len(names(recipe)) - 1:
             return fitted, time.monotonic() - began
-        finished, fitted = [*finished, fitted.best or fitted.parameters], None
+        finished, fitted = [*finished, fitted.result], None
         before = time.monotonic() - began
 
 
@@ -232,8 +232,8 @@ def _advance(here: _Run, at: Stage, fitted: FitState, began: float) -> None:
 def _record(here: _Run, at: Stage, fitted: FitState, seconds: float) -> str:
     """One line of metrics.jsonl; returns what of it belongs beside the progress bar."""
     recipe, number = at.recipe, len(fitted.finished)
-    model = model_of(at.structure, fitted.parameters)
-    known = at.objective.log_partition(model, fitted.memory)
+    model = model_of(at.structure, fitted.shown)
+    known = None if fitted.average else at.objective.log_partition(model, fitted.memory)  # what memory has is another's
     found = here.team.told(
         lambda: monitor(at.structure, model, at.data, recipe.monitor, recipe.seed, fitted.step, known)
     )
