@@ -249,9 +249,7 @@ class HasNoiseScales(HasScore):
     def blurred_score(self, x: Float[Tensor, "n visible"], sigma: float) -> Float[Tensor, "n visible"]:
         """grad_x log p_sigma(x), p_sigma the law of x + sigma z: a row's bits are the same in every batch."""
 
-    def learned_score(
-        self, x: Float[Tensor, "n visible"], sigma: Float[Tensor, " n"]
-    ) -> Float[Tensor, "n visible"]:
+    def learned_score(self, x: Float[Tensor, "n visible"], sigma: Float[Tensor, " n"]) -> Float[Tensor, "n visible"]:
         """`blurred_score`, a scale for each row, differentiable by the parameters: what training climbs.
 
         A family whose `blurred_score` cannot be differentiated, or that can do all scales at once, has its own.

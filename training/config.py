@@ -42,6 +42,9 @@ class DataSettings(_Section):
         None, ge=1, description="Examples held out from training for monitors, where the data have no such part."
     )
     test: int | None = Field(None, ge=1, description="Examples held out for the figures, where the data come unsplit.")
+    anomaly: int | str | None = Field(
+        None, description="The class of anomalies: kept from training and validation; test examples are told by energy."
+    )
     grey: bool = Field(False, description="Make RGB images grey (luma of ITU-R BT.601).")
     patch: int | None = Field(
         None, ge=1, description="Learn from square patches of images, of this many pixels a side."
@@ -154,9 +157,12 @@ class MonitorSettings(_Section):
     examples: int = Field(1000, ge=1, description="Training and validation examples that are looked at.")
     ais_chains: int = Field(50, ge=2)
     ais_temperatures: int = Field(0, ge=0, description="0: no running estimate of the log-likelihood.")
-    watch: Literal["log_likelihood_validation", "pseudo_log_likelihood", "classification_error_validation"] = Field(
-        "log_likelihood_validation", description="The figure that `fit.patience` waits for to improve."
-    )
+    watch: Literal[
+        "log_likelihood_validation",
+        "pseudo_log_likelihood",
+        "classification_error_validation",
+        "score_matching_validation",
+    ] = Field("log_likelihood_validation", description="The figure that `fit.patience` waits for to improve.")
 
 
 class LikelihoodSettings(_Section):

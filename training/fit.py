@@ -15,6 +15,7 @@ from models.catalog import families
 from models.errors import CapabilityError, CheckpointError
 from models.family import Base, EnergyModel, HasClasses
 from models.manifest import Manifest, Visible
+from models.network_family import NetworkEnergy
 from models.numerics import log_odds
 from models.rng import ChainKeys, normals
 from training.config import FitSettings, Recipe
@@ -81,7 +82,8 @@ def manifest(recipe: Recipe, data: Dataset) -> Manifest:
     config: dict[str, Any] = {"layers": [data.units, *settings.layers]} if settings.family in DEEP else {}
     if settings.architecture is not None:
         try:
-            architecture = read({"architecture": settings.architecture})
+            kinds = family.kinds() if issubclass(family, NetworkEnergy) else None
+            architecture = read({"architecture": settings.architecture}, kinds)
         except CheckpointError as error:
             raise RecipeError(f"model: {error}") from error
         config["architecture"] = {"name": architecture.name, **architecture.model_dump()}
@@ -144,7 +146,8 @@ def begin(
 ) -> FitState:
     """Weights ~ N(0, weight_std^2), visible and label biases those of independent units, all else 0 (Hinton 2010).
 
-    A network begins as PyTorch makes it, from the recipe's seed. `first`: parameters that earlier stages of the run found, in place of those. Each of a team has its own chains.
+    A network begins as PyTorch makes it, from the seed of the recipe. `first`: parameters that earlier stages of the
+    run found, in place of those. Each of a team has its own chains.
 
     Raises:
         RecipeError: a size is missing or is one too many, the objective is not for this model, or `fit.rates` names a
@@ -186,12 +189,7 @@ def _first_parameters(
     for name in ("architecture", "prior_std", "sigmas"):
         if getattr(recipe.model, name) is not None:
             raise RecipeError(f"model.{name}: {of.family} is no network")
-    if "c" in shapes and not layers:
-        raise RecipeError("model.hidden: say how many hidden units there are")
-    if "c" in shapes and len(layers) > 1:
-        raise RecipeError(f"model.hidden: {of.family} has one hidden layer; found {layers}")
-    if layers and "c" not in shapes and "b0" not in shapes:
-        raise RecipeError(f"model.hidden: {of.family} has no hidden units")
+    _check_layers(of, layers, shapes)
     parameters = {}
     for number, (name, shape) in enumerate(shapes.items()):
         if len(shape) == 2:
@@ -204,6 +202,15 @@ def _first_parameters(
             bias = base["visible"] if name in {"b", "b0"} else base["label"] if name == "d" else torch.zeros(shape)
             parameters[name] = bias.to(device)
     return {name: tensor.float().contiguous() for name, tensor in parameters.items()}
+
+
+def _check_layers(of: Manifest, layers: list[int], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if "c" in shapes and not layers:
+        raise RecipeError("model.hidden: say how many hidden units there are")
+    if "c" in shapes and len(layers) > 1:
+        raise RecipeError(f"model.hidden: {of.family} has one hidden layer; found {layers}")
+    if layers and "c" not in shapes and "b0" not in shapes:
+        raise RecipeError(f"model.hidden: {of.family} has no hidden units")
 
 
 def _network(
@@ -289,7 +296,7 @@ def out_of_patience(state: FitState, recipe: Recipe) -> bool:
 
 def _merit(recipe: Recipe, figure: float) -> float:
     """The watched figure, greater where better."""
-    return -figure if recipe.monitor.watch.endswith("error_validation") else figure
+    return -figure if recipe.monitor.watch.endswith(("error_validation", "matching_validation")) else figure
 
 
 def _rate(settings: FitSettings, step: int, total: int) -> float:

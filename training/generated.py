@@ -64,10 +64,10 @@ LAWS: dict[str, Law] = {
 
 def made(name: str) -> Source:
     """The data set of that name, in three parts."""
-    parts, first = {}, 0
+    parts, first = dict[str, Part](), 0
     for part, size in _SIZES.items():
         keys = ChainKeys.of(_SEED, size, first=first)
         at, first = torch.zeros_like(keys.chain), first + size
         points = LAWS[name](uniforms(keys, at, _UNIFORM, 3), normals(keys, at, _NORMAL, 2))
         parts[part] = Part(points.numpy().astype(np.float32))
-    return Source(name, **parts)
+    return Source(name, parts["train"], parts["validation"], parts["test"])

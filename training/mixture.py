@@ -75,7 +75,8 @@ class Mixture:
         apart = (x.double()[None] - self.means[:, None]).mT  # (components, visible, n)
         z = torch.linalg.solve_triangular(self.factors, apart, upper=False)
         logs = self.factors.diagonal(dim1=1, dim2=2).log().sum(1) + 0.5 * x.shape[1] * math.log(2 * math.pi)
-        return (self.log_weights - logs) - 0.5 * z.square().sum(1).T
+        found: Tensor = (self.log_weights - logs) - 0.5 * z.square().sum(1).T
+        return found
 
     def log_density(self, x: Float[Tensor, "n visible"]) -> Float[Tensor, " n"]:
         """log p(x), nats."""

@@ -21,12 +21,12 @@ from rich.console import Console
 from models import checkpoint
 from models.family import EnergyModel, HasConditionals
 from models.manifest import LogPartitionRecord, Manifest, Training, check_name
-from training import data, pictures, runfolder, state
+from training import data, pictures, plane, runfolder, state
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import Interrupted, RecipeError, ResumeError
 from training.fit import FitState, manifest, model_of, steps_per_epoch, train, watch
-from training.likelihood import Evaluation, Progress, energies, evaluate, monitor, wide
+from training.likelihood import Evaluation, Progress, energies, evaluate, has_energy, monitor, wide
 from training.objective import Objective, Sum, build
 from training.progress import Stages
 from training.stages import Stage, check, names, stage
@@ -145,7 +145,9 @@ def _run(job: Job, console: Console, team: Team) -> Result | None:
         if not team.leads:
             return None
         model = model_of(structure, fitted.result)
-        evaluation = evaluate(structure, model, dataset, job.recipe.likelihood, job.recipe.seed, _progress(here))
+        own = fitted.result is fitted.parameters
+        known = objective.log_partition(model, fitted.memory) if own and job.recipe.finetuning is None else None
+        evaluation = evaluate(structure, model, dataset, job.recipe.likelihood, job.recipe.seed, _progress(here), known)
         drawn = _pictures(here, model, evaluation)
         pictures.write(job.run_dir, drawn)
         metrics = {**evaluation.metrics, "train_examples": len(dataset.train), "train_seconds": round(seconds, 1)}
@@ -153,8 +155,8 @@ def _run(job: Job, console: Console, team: Team) -> Result | None:
             job.models_dir,
             _manifest(here, fitted, evaluation, metrics),
             model,
-            _reference(wide(structure, model), dataset),
-            drawn.get("samples"),
+            _reference(wide(structure, model), dataset) if has_energy(model) else None,
+            drawn.get("samples", drawn.get("density")),
         )
         runfolder.finish(job.run_dir, folder, metrics)
     return Result(folder, metrics)
@@ -248,6 +250,7 @@ def _record(here: _Run, at: Stage, fitted: FitState, seconds: float) -> str:
     shown = {
         "gap": "free_energy_gap",
         "PLL": "pseudo_log_likelihood",
+        "SM": "score_matching_validation",
         "error": "classification_error_validation",
         "LL": "log_likelihood_validation",
     }
@@ -264,10 +267,11 @@ def _progress(here: _Run) -> Progress:
 
 def _pictures(here: _Run, model: EnergyModel, evaluation: Evaluation) -> dict[str, bytes]:
     seed, last = here.job.recipe.seed, len(names(here.job.recipe)) - 1
-    found = {
-        "filters": pictures.filters(model, here.dataset.shape),
-        "curves": pictures.curves([r for r in runfolder.records(here.job.run_dir) if r["stage"] == last]),
-    }
+    found = {"curves": pictures.curves([r for r in runfolder.records(here.job.run_dir) if r["stage"] == last])}
+    if (filters := pictures.filters(model, here.dataset.shape)) is not None:
+        found["filters"] = filters
+    if plane.lies_in(model, here.dataset):
+        found["density"] = pictures.density(model, here.dataset)
     if isinstance(model, HasConditionals):
         start = None if evaluation.samples is None else evaluation.samples[:100]
         found["samples"] = pictures.samples(model, start, here.dataset, seed)

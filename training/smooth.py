@@ -11,9 +11,9 @@ from models.layered_family import LayeredModel
 
 
 def is_smooth(model: EnergyModel) -> bool:
-    """Whether the visibles are continuous and the energy, had exactly, can be differentiated twice."""
+    """Whether the visibles are continuous and the energy, not a sum over many states, can be differentiated twice."""
     if isinstance(model, LayeredModel):
-        return model.machine.log_sigma is not None and model.energy_kind == "exact"
+        return model.machine.log_sigma is not None and model.machine.depth == 1
     return isinstance(model, HasGradient)
 
 
@@ -49,5 +49,14 @@ def score_along(
     Examples of a batch have nothing to do with each other, so that one product serves all.
     """
     slope = torch.func.grad(lambda at: model.energy(at).sum())
-    found, along = torch.func.jvp(slope, (x,), (v,))
+    found, along = torch.func.jvp(slope, (x,), (v,))[:2]
     return -found, -along
+
+
+def score_matching(
+    model: EnergyModel, x: Float[Tensor, "n visible"], v: Float[Tensor, "n visible"]
+) -> Float[Tensor, " n"]:
+    """1/2 |s(x)|^2 + v' (ds/dx) v: its mean over data and v is the Fisher divergence from the data's law, halved, but
+    for a number that the model has no part in (Hyvarinen 2005; Song et al. 2019). The less, the better."""
+    s, along = score_along(model, x, v)
+    return 0.5 * s.square().sum(1) + (v * along).sum(1)

@@ -76,17 +76,17 @@ class Langevin(Objective):
         else:
             negative = positive if self.start_at == "data" else _noise(model, draws, positive, first, _AFRESH)
         negative = self.walk(model, negative, draws, first)
-        means: list[Tensor] = []
+        means: list[float] = []
 
         def figure() -> Tensor:
             energy = model.energy(torch.cat((positive, negative)))
             up, down = energy[: len(positive)], energy[len(positive) :]
-            means.extend((up.detach().mean(), down.detach().mean()))
+            means.extend((float(up.detach().mean()), float(down.detach().mean())))
             penalty = self.energy_penalty * (up.square().mean() + down.square().mean()) if self.energy_penalty else 0.0
             return down.mean() - up.mean() - penalty
 
         gradient = slopes(model.tensors(), figure)
-        self._check(*map(float, means), draws.step)
+        self._check(means[0], means[1], draws.step)
         if rows is not None:
             kept = memory["chains"].clone()
             kept[rows] = negative

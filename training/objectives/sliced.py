@@ -9,11 +9,11 @@ from torch import Tensor
 
 from models.family import Base, EnergyModel
 from training.objective import Batch, Draws, Memory, Objective, slopes
-from training.smooth import is_unbounded, score_along
+from training.smooth import is_unbounded, score_along, score_matching
 
 
 class Sliced(Objective):
-    """-J, J = E[v' (ds/dx) v + 1/2 (v's)^2] (equation 8), or with 1/2 |s|^2 in the last term's place: `variance_reduced`.
+    """-J, J = E[v' (ds/dx) v + 1/2 (v's)^2] (equation 8); `variance_reduced`: 1/2 |s|^2 is its last term.
 
     v has independent entries of mean 0 and variance 1, so both agree with implicit score matching in expectation. A
     projection costs a Hessian-vector product, in any dimension.
@@ -42,8 +42,9 @@ class Sliced(Objective):
         v = draws.signs(x, draws.step, 0) if self.directions == "signs" else draws.normals(x, draws.step, 0)
 
         def figure() -> Tensor:
+            if self.variance_reduced:
+                return -score_matching(model, x, v).mean()
             s, along = score_along(model, x, v)
-            squares = s.square().sum(1) if self.variance_reduced else (v * s).sum(1).square()
-            return -((v * along).sum(1) + 0.5 * squares).mean()
+            return -((v * along).sum(1) + 0.5 * (v * s).sum(1).square()).mean()
 
         return slopes(model.tensors(), figure), memory
