@@ -27,7 +27,7 @@ class Denoising(Objective):
 
     name: ClassVar[str] = "denoising"
 
-    sigma: float | None = Field(None, gt=0, description="For a model without noise scales.")
+    sigma: float = Field(0.1, gt=0, description="For a model without noise scales of its own.")
     control_variate: bool = False
 
     @classmethod
@@ -39,11 +39,10 @@ class Denoising(Objective):
         """Nothing is kept.
 
         Raises:
-            RecipeError: `sigma` is missing, or one too many.
+            RecipeError: `sigma` is given to a model that has scales.
         """
-        if (self.sigma is None) != isinstance(model, HasNoiseScales):
-            needed = "the model has noise scales of its own" if self.sigma else "how far the data are to be blurred"
-            raise RecipeError(f"objective.sigma: {needed}")
+        if "sigma" in self.model_fields_set and isinstance(model, HasNoiseScales):
+            raise RecipeError("objective.sigma: the model has noise scales of its own, model.sigmas")
         return {}
 
     def gradient(
@@ -67,7 +66,6 @@ class Denoising(Objective):
 
     def _scales(self, model: EnergyModel, x: Tensor, draws: Draws) -> Tensor:
         if not isinstance(model, HasNoiseScales):
-            assert self.sigma is not None
             return torch.full_like(x[:, :1], self.sigma)
         scales = torch.tensor(model.sigmas, dtype=x.dtype, device=x.device)
         fair = torch.zeros(len(x), len(scales), dtype=x.dtype, device=x.device)
