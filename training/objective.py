@@ -123,6 +123,10 @@ class Objective(BaseModel, ABC):
         """log Z of the model, where the memory tells it."""
         return None
 
+    def ended(self, memory: Memory) -> Float[Tensor, "n visible"] | None:  # noqa: ARG002
+        """Where chains of visibles are that go on from step to step, if it is for pictures to show them."""
+        return None
+
 
 def slopes(tensors: Mapping[str, Tensor], figure: Callable[[], Tensor]) -> dict[str, Tensor]:
     """The gradient of a figure by a model's own tensors, of those that it depends on. They are left as they were."""
@@ -182,6 +186,11 @@ class Sum(Objective):
         """As the first term says that knows it."""
         found = (term.log_partition(model, _own(memory, i)) for i, term in enumerate(self.terms))
         return next((estimate for estimate in found if estimate is not None), None)
+
+    def ended(self, memory: Memory) -> Float[Tensor, "n visible"] | None:
+        """Those of the first term that has some."""
+        found = (term.ended(_own(memory, i)) for i, term in enumerate(self.terms))
+        return next((states for states in found if states is not None), None)
 
 
 def _own(memory: Memory, i: int) -> Memory:

@@ -59,6 +59,14 @@ def samples(
     return _png(_grid(_raw(info.expected_visible(), data), data.shape, gap=(low + high) / 2), title, low=low, high=high)
 
 
+def states(rows: Float[Tensor, "n visible"], data: Dataset) -> bytes:
+    """Where chains of training ended."""
+    low, high = _levels(data)
+    shown = _raw(rows[_spread(len(rows), 100)].double(), data)
+    title = "samples: where chains of training ended"
+    return _png(_grid(shown, data.shape, gap=(low + high) / 2), title, low=low, high=high)
+
+
 def density(model: EnergyModel, data: Dataset, seen: Float[Tensor, "n visible"] | None = None) -> bytes:
     """exp(-E) / Z on a grid, beside the test examples, and samples of the model where there are some."""
     found = plane.square(model, data, margin=0.1, cells=300)

@@ -13,7 +13,7 @@ from models.family import EnergyModel
 from training.data import Dataset
 from training.smooth import bounds, is_smooth
 
-_CELLS = 800
+_CELLS = 500
 _MARGIN = 1.0
 """How far the grid goes beyond the data on each side, in widths of the data."""
 _CHUNK = 1 << 14

@@ -148,7 +148,7 @@ def _run(job: Job, console: Console, team: Team) -> Result | None:
         own = fitted.result is fitted.parameters
         known = objective.log_partition(model, fitted.memory) if own and job.recipe.finetuning is None else None
         evaluation = evaluate(structure, model, dataset, job.recipe.likelihood, job.recipe.seed, _progress(here), known)
-        drawn = _pictures(here, model, evaluation)
+        drawn = _pictures(here, fitted, model, evaluation)
         pictures.write(job.run_dir, drawn)
         metrics = {**evaluation.metrics, "train_examples": len(dataset.train), "train_seconds": round(seconds, 1)}
         folder = checkpoint.write(
@@ -265,13 +265,16 @@ def _progress(here: _Run) -> Progress:
     return update
 
 
-def _pictures(here: _Run, model: EnergyModel, evaluation: Evaluation) -> dict[str, bytes]:
+def _pictures(here: _Run, fitted: FitState, model: EnergyModel, evaluation: Evaluation) -> dict[str, bytes]:
+    chains = here.objective.ended(fitted.memory) if here.job.recipe.finetuning is None else None
     seed, last = here.job.recipe.seed, len(names(here.job.recipe)) - 1
     found = {"curves": pictures.curves([r for r in runfolder.records(here.job.run_dir) if r["stage"] == last])}
     if (filters := pictures.filters(model, here.dataset.shape)) is not None:
         found["filters"] = filters
     if plane.lies_in(model, here.dataset):
-        found["density"] = pictures.density(model, here.dataset)
+        found["density"] = pictures.density(model, here.dataset, chains)
+    elif chains is not None and not isinstance(model, HasConditionals):
+        found["samples"] = pictures.states(chains, here.dataset)
     if isinstance(model, HasConditionals):
         start = None if evaluation.samples is None else evaluation.samples[:100]
         found["samples"] = pictures.samples(model, start, here.dataset, seed)

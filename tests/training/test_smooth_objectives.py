@@ -81,7 +81,7 @@ def _model(name: str) -> EnergyModel:
 
 
 def _loss(objective: Objective, model: EnergyModel, x: Tensor, draws: Draws) -> Tensor:
-    """What is climbed, for each row, written down again from first principles, in terms of the Jacobian of the score."""
+    """What is climbed, for each row, written down again in terms of the Jacobian of the score."""
     s = score(model, x).detach()
     jacobian = -torch.stack([torch.func.hessian(lambda y: model.energy(y[None])[0])(row) for row in x])
     match objective.model_dump() | {"name": objective.name}:
@@ -133,9 +133,10 @@ def test_gradients_are_the_slopes_of_the_stated_loss(name: str, settings: dict[s
 
 def _many(settings: dict[str, Any], model: EnergyModel, x: Tensor, times: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and standard error of the gradient over so many steps' draws."""
-    objective, found = build(settings), []
-    for step in range(times):
-        found.append(objective.gradient(model, Batch(x), Draws(3, step), objective.start(model, {}, 0))[0])
+    objective = build(settings)
+    found = [
+        objective.gradient(model, Batch(x), Draws(3, step), objective.start(model, {}, 0))[0] for step in range(times)
+    ]
     stacked = {name: torch.stack([f[name] for f in found]) for name in found[0]}
     return {name: (t.mean(0), t.std(0) / math.sqrt(times)) for name, t in stacked.items()}
 
@@ -167,7 +168,8 @@ def test_sliced_forms_agree_with_the_exact_trace_in_expectation(name: str, setti
 def test_the_variance_reduced_form_has_less_variance() -> None:
     model, x = _gaussian(), normal((200, 3), 7)
     errors = [
-        _many({"name": "sliced", "variance_reduced": reduced}, model, x, 100)["b"][1].norm() for reduced in (True, False)
+        _many({"name": "sliced", "variance_reduced": reduced}, model, x, 100)["b"][1].norm()
+        for reduced in (True, False)
     ]
     assert errors[0] < errors[1] / 3
 
@@ -190,7 +192,7 @@ def test_score_matching_finds_the_gaussian_of_the_data_in_closed_form() -> None:
     x = (z - z.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(z.T.cov(correction=0))).T
     x = x @ torch.linalg.cholesky(covariance).T + covariance @ truth.b  # these very moments
     start = _Gaussian(torch.eye(3).double(), torch.zeros(3).double())
-    found = _climbed(start, build({"name": "implicit"}), x, 0.3, 1500)
+    found = _climbed(start, build({"name": "implicit"}), x, 1.0, 200)
     torch.testing.assert_close(found.A, truth.A, rtol=0, atol=1e-3)
     torch.testing.assert_close(found.b, truth.b, rtol=0, atol=1e-3)
 
@@ -304,9 +306,9 @@ def test_the_gradient_of_noise_contrast_vanishes_at_the_truth_and_is_the_slope_o
     model, x = _grbm_and_draws(20_000)
     objective = build({"name": "nce"})
     memory = {**objective.noted(objective.start(model, {}, 0), x), "c": torch.tensor(model.log_partition()).double()}
-    found = []
-    for step in range(1, 40):
-        found.append(objective.gradient(model, Batch(x[500 * step :][:500]), Draws(0, step), memory)[0])
+    found = [
+        objective.gradient(model, Batch(x[500 * step :][:500]), Draws(0, step), memory)[0] for step in range(1, 40)
+    ]
     for name in found[0]:
         g = torch.stack([f[name] for f in found])
         assert float((g.mean(0) / (g.std(0) / math.sqrt(len(g)))).abs().max()) < 7.5  # t with 38 degrees of freedom
@@ -357,7 +359,7 @@ def test_langevin_climbs_the_likelihood_where_its_chains_have_the_models_law() -
     # `exact` has the natural gradient of b, s^2 times the plain one.
     truth = exact_gradient(of, batch)
     truth["b"] = truth["b"] / model.log_sigma.exp().square() if _natural(of, batch) else truth["b"]
-    each = torch.func.vmap(torch.func.grad(lambda t, x: _energy(t, x)), (None, 0))(model.tensors(), chains)
+    each = torch.func.vmap(torch.func.grad(_energy), (None, 0))(model.tensors(), chains)
     for name, g in truth.items():
         error = each[name].std(0) / math.sqrt(len(chains))
         assert float(((found[name] - g) / (error + 1e-9)).abs().max()) < _Z, name

@@ -21,8 +21,8 @@ _START, _WALK, _CHOICE, _AGAIN, _AFRESH, _DATA = range(6)
 class Langevin(Objective):
     """The log-likelihood, its expectation under the model from chains of `steps` steps of Langevin dynamics each.
 
-    A step takes x to x - (step_size^2 / 2) grad E(x) + noise z; what leaves the bounds is reflected at them. With
-    `noise` equal to `step_size` the law of the model is stationary but for an error of the order of step_size^2; with
+    A step takes x to x - (step_size^2 / 2) grad E(x) + noise z: the slope takes it to the bounds at most, the noise is
+    reflected at them. With `noise` equal to `step_size` the law of the model is stationary but for an error of the order of step_size^2; with
     less, that of the model at temperature (noise / step_size)^2, as is usual for images (Grathwohl et al. 2020).
 
     Chains begin `noise`: at noise, each step (short-run: Nijkamp et al. 2019); `data`: at the minibatch (contrastive
@@ -93,14 +93,19 @@ class Langevin(Objective):
             return gradient, {"chains": kept}
         return gradient, {"chains": negative} if self.start_at == "persistent" else memory
 
+    def ended(self, memory: Memory) -> Float[Tensor, "n visible"] | None:
+        """The persistent ones, or the buffer."""
+        return memory.get("chains")
+
     def walk(
         self, model: EnergyModel, x: Float[Tensor, "n visible"], draws: Draws, first: int
     ) -> Float[Tensor, "n visible"]:
         """The states after `steps` steps, of which the first has this number."""
         noise, within = self.step_size if self.noise is None else self.noise, bounds(model)
         for sweep in range(first, first + self.steps):
-            x = x + 0.5 * self.step_size**2 * drift(model, x) + noise * draws.normals(x, sweep, _WALK)
-            x = _reflected(x, within)
+            x = x + 0.5 * self.step_size**2 * drift(model, x)
+            x = x if within is None else x.clamp(*within)  # long steps of images would come back from the border as noise
+            x = _reflected(x + noise * draws.normals(x, sweep, _WALK), within)
         return x
 
     def _examples(self, model: EnergyModel, batch: Batch, draws: Draws) -> Tensor:
