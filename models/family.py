@@ -259,6 +259,10 @@ class HasNoiseScales(HasScore):
     def blurred_score(self, x: Float[Tensor, "n visible"], sigma: float) -> Float[Tensor, "n visible"]:
         """grad_x log p_sigma(x), p_sigma the law of x + sigma z, float64: a row's bits are the same in every batch."""
 
+    @abstractmethod
+    def learned_score(self, x: Float[Tensor, "n visible"], sigma: Float[Tensor, " n"]) -> Float[Tensor, "n visible"]:
+        """`blurred_score`, a scale for each row, differentiable by the parameters: what training climbs."""
+
 
 class HasEnumeration(EnergyModel):
     """Can sum out all of its states where one side is small."""

@@ -127,20 +127,34 @@ def _print_result(console: Console, result: Result, run_dir: Path) -> None:
     if "test_classification_error" in m:
         error, kind = m["test_classification_error"], m["classification"]
         lines.append(f"test classification error: {error:.2%} of {m['test_examples']} examples ({kind})")
+    if "test_calibration_error" in m:
+        lines.append(f"test expected calibration error: {m['test_calibration_error']:.2%} (15 bins)")
+    if "test_anomaly_auroc" in m:
+        lines.append(f"test anomalies told by their energy: AUROC {m['test_anomaly_auroc']:.4f}")
+    if "test_score_matching" in m:
+        lines.append(f"test score matching: {m['test_score_matching']:.4f}")
+    if any(key.startswith("test_log_likelihood_") for key in set(m) - {"test_log_likelihood_examples_stderr"}):
+        lines += _likelihoods(m)
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _likelihoods(m: dict[str, Any]) -> Iterator[str]:
     kind = {"exact": "", "lower_bound": ", lower bounds", "estimate": ", importance-weighted estimates"}[
         m["energy_kind"]
     ]
     how = f", {m['binarization']} binarization" if m["binarization"] else ""
-    lines.append(f"test log-likelihood{kind}, nats per example ({m['test_examples']} examples{how}):")
-    if "test_log_likelihood_exact" in m:
-        lines.append(f"  exact        {m['test_log_likelihood_exact']:9.3f}  log Z by enumeration")
-    lines += _estimates(m)
+    yield f"test log-likelihood{kind}, nats per example ({m['test_examples']} examples{how}):"
+    for key, way in (("exact", "by enumeration"), ("quadrature", "on a grid"), ("nce", "as learned")):
+        if f"test_log_likelihood_{key}" in m:
+            stderr = m.get(f"log_partition_{key}_stderr")
+            found = "" if stderr is None else f": {m[f'log_partition_{key}']:.3f} +- {stderr:.3f}"
+            yield f"  {key:<12} {m[f'test_log_likelihood_{key}']:9.3f}  log Z {way}{found}"
+    yield from _estimates(m)
     if "annealed_examples" in m:
         effort = f"{m['annealed_examples']} examples x {m['annealed_runs']} runs x {m['ais_temperatures']} temperatures"
         above, stderr = m["annealed_above_bound"], m["annealed_above_bound_stderr"]
-        lines.append(f"  above bound  {above:9.3f}  +- {stderr:.3f}, AIS given v, {effort}")
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        yield f"  above bound  {above:9.3f}  +- {stderr:.3f}, AIS given v, {effort}"
 
 
 def _estimates(m: dict[str, Any]) -> Iterator[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -40,6 +42,9 @@ class DataSettings(_Section):
         None, ge=1, description="Examples held out from training for monitors, where the data have no such part."
     )
     test: int | None = Field(None, ge=1, description="Examples held out for the figures, where the data come unsplit.")
+    anomaly: int | str | None = Field(
+        None, description="The class of anomalies: kept from training and validation; test examples are told by energy."
+    )
     grey: bool = Field(False, description="Make RGB images grey (luma of ITU-R BT.601).")
     patch: int | None = Field(
         None, ge=1, description="Learn from square patches of images, of this many pixels a side."
@@ -69,6 +74,38 @@ class ModelSettings(_Section):
     labels: bool = Field(False, description="Whether there are label units, for the classes of the data.")
     weight_std: float = Field(0.01, gt=0, description="Standard deviation of the first weights.")
     log_sigma: float = Field(0.0, description="First log standard deviation of real visibles given the hidden units.")
+    architecture: dict[str, Any] | None = Field(
+        None, description="Of a network: `name` of a kind in models/architectures, and its own settings."
+    )
+    prior_std: float | None = Field(
+        None, gt=0, description="s of the term |x|^2 / (2 s^2) in a network's energy; None: no such term."
+    )
+    sigmas: list[float] | dict[str, float] | None = Field(
+        None, description="Scales of noise, the largest first; or `largest`, `smallest`, `number`: a geometric series."
+    )
+
+    @property
+    def noise_scales(self) -> list[float] | None:
+        """The scales of noise one by one."""
+        if not isinstance(self.sigmas, dict):
+            return self.sigmas
+        low, high, number = math.log(self.sigmas["smallest"]), math.log(self.sigmas["largest"]), self.sigmas["number"]
+        return [math.exp(high + k * (low - high) / (number - 1)) for k in range(int(number))]
+
+    @field_validator("sigmas")
+    @classmethod
+    def _falling(cls, sigmas: list[float] | dict[str, float] | None) -> list[float] | dict[str, float] | None:
+        if isinstance(sigmas, dict):
+            if set(sigmas) != {"largest", "smallest", "number"}:
+                raise ValueError("a geometric series has largest, smallest and number")
+            if sigmas["number"] < 2 or sigmas["number"] != int(sigmas["number"]):
+                raise ValueError("number must be a whole number from 2 up")
+            ends = [sigmas["largest"], sigmas["smallest"]]
+        else:
+            ends = sigmas or []
+        if sigmas is not None and (not ends or ends[-1] <= 0 or any(b >= a for a, b in itertools.pairwise(ends))):
+            raise ValueError("standard deviations above 0, the largest first")
+        return sigmas
 
     @property
     def layers(self) -> list[int]:
@@ -95,6 +132,9 @@ class FitSettings(_Section):
     momentum: float = Field(0.0, ge=0, lt=1, description="For `adam` its beta1, 0.9 where 0 is given.")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty on weights; its gradient is -weight_decay W.")
     clip: float | None = Field(None, gt=0, description="Largest norm of the whole gradient; longer ones are cut.")
+    ema: float | None = Field(
+        None, ge=0, lt=1, description="Decay of the parameters' running mean, which is what is judged and written."
+    )
     rates: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="Factors on the learning rate, by parameter; 0 holds it fixed."
     )
@@ -117,9 +157,12 @@ class MonitorSettings(_Section):
     examples: int = Field(1000, ge=1, description="Training and validation examples that are looked at.")
     ais_chains: int = Field(50, ge=2)
     ais_temperatures: int = Field(0, ge=0, description="0: no running estimate of the log-likelihood.")
-    watch: Literal["log_likelihood_validation", "pseudo_log_likelihood", "classification_error_validation"] = Field(
-        "log_likelihood_validation", description="The figure that `fit.patience` waits for to improve."
-    )
+    watch: Literal[
+        "log_likelihood_validation",
+        "pseudo_log_likelihood",
+        "classification_error_validation",
+        "score_matching_validation",
+    ] = Field("log_likelihood_validation", description="The figure that `fit.patience` waits for to improve.")
 
 
 class LikelihoodSettings(_Section):

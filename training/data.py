@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Num, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor
 
 from models.manifest import Domain, Preprocessing
@@ -25,13 +25,17 @@ from models.rng import ChainKeys, uniforms
 from training import scaling
 from training.config import Binarization, DataSettings
 from training.errors import DataError
+from training.files import Part, Source
 from training.sources import find
-from training.splits import grey, patches, shuffled, split
+from training.splits import Parts, grey, patches, shuffled, split
 
 _DRAWS_SEED = 0
 _CHUNK = 4096
 # Streams of the data's own draws, apart from those of chains (0, 1).
 _TRAIN, _VALIDATION, _TEST, _ORDER = 16, 17, 18, 20
+
+
+_LABELS = ("train_labels", "validation_labels", "test_labels", "test_anomalies")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,8 @@ class Dataset:
     test_labels: Int[Tensor, " k"] | None = None
     classes: list[str | int] | None = None
     """What the labels stand for, in order."""
+    test_anomalies: Bool[Tensor, " k"] | None = None
+    """Which of the test examples are anomalies, where the data say so."""
     white: float = 1.0
     """The value of `grey` that counts as 1."""
 
@@ -115,7 +121,7 @@ class Dataset:
         digest = hashlib.sha256(
             f"{self.shape} {self.domain} {self.binarization} {self.classes} {how} {self.white}".encode()
         )
-        for name in ("train", "validation", "test", "grey", "train_labels", "validation_labels", "test_labels"):
+        for name in ("train", "validation", "test", "grey", *_LABELS):
             tensor = getattr(self, name)
             if tensor is not None:
                 digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -131,11 +137,11 @@ def load(settings: DataSettings) -> Dataset:
     """
     source = find(settings.dataset, settings.place)
     name = source.name
-    parts = split(source, settings)
+    parts, anomalies = _without_anomalies(split(source, settings), source, settings)
     if settings.grey:
         parts = grey(parts[0], name), grey(parts[1], name), grey(parts[2], name)
     if settings.patch is not None:
-        parts = patches(parts, settings, name)
+        parts, anomalies = patches(parts, settings, name), None
     encoded = _encoded([part.examples for part in parts], settings, name)
     labels = [None if part.labels is None else torch.from_numpy(part.labels) for part in parts]
     return Dataset(
@@ -153,8 +159,23 @@ def load(settings: DataSettings) -> Dataset:
         train_labels=labels[0],
         validation_labels=labels[1],
         test_labels=labels[2],
+        test_anomalies=anomalies,
         classes=None if labels[0] is None else source.classes,
     )
+
+
+def _without_anomalies(parts: Parts, source: Source, settings: DataSettings) -> tuple[Parts, Tensor | None]:
+    """Training and validation parts that have none, all parts without labels; and which test examples are some."""
+    if settings.anomaly is None:
+        return parts, None
+    if source.classes is None or settings.anomaly not in source.classes:
+        found = "no classes" if source.classes is None else f"the classes {', '.join(map(str, source.classes))}"
+        raise DataError(f"{source.name}: data.anomaly = {settings.anomaly}, but the data have {found}")
+    told = [np.equal(np.asarray(part.labels), source.classes.index(settings.anomaly)) for part in parts]
+    if not told[2].any() or told[2].all():
+        raise DataError(f"{source.name}: the test part needs anomalies, and others, for data.anomaly")
+    train, validation = (Part(part.examples[~odd]) for part, odd in zip(parts[:2], told[:2], strict=True))
+    return (train, validation, Part(parts[2].examples)), torch.from_numpy(told[2])
 
 
 @dataclass(frozen=True, eq=False)

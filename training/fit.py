@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.architecture import read
 from models.catalog import families
 from models.errors import CapabilityError, CheckpointError
 from models.family import Base, EnergyModel, HasClasses
 from models.manifest import Manifest, Visible
+from models.network_family import NetworkEnergy
 from models.numerics import log_odds
 from models.rng import ChainKeys, normals
 from training.config import FitSettings, Recipe
@@ -23,6 +26,8 @@ from training.team import ALONE, Team
 
 DEEP = ("dbn", "dbm")
 """Families of several hidden layers, whose manifests say how large each is."""
+_HEAD = "head.bias"
+"""A parameter that all networks have, as long as there are outputs."""
 _WEIGHTS = 24
 """First stream of the first weights' draws, apart from those of chains and data."""
 
@@ -41,6 +46,18 @@ class FitState:
     """The parameters with the best validation figure so far, where the recipe waits for one."""
     watched: list[float] = field(default_factory=list)
     """That figure at each record."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """The parameters' running mean, where the recipe has `fit.ema`."""
+
+    @property
+    def shown(self) -> dict[str, Tensor]:
+        """The parameters that are judged on the way: the running mean where there is one."""
+        return self.average or self.parameters
+
+    @property
+    def result(self) -> dict[str, Tensor]:
+        """What the stage ends with."""
+        return self.best or self.shown
 
 
 def manifest(recipe: Recipe, data: Dataset) -> Manifest:
@@ -62,13 +79,25 @@ def manifest(recipe: Recipe, data: Dataset) -> Manifest:
         raise RecipeError(f"model.labels: {settings.family} has no label units")
     if settings.labels and data.classes is None:
         raise RecipeError(f"model.labels: {data.name} has no labels")
+    config: dict[str, Any] = {"layers": [data.units, *settings.layers]} if settings.family in DEEP else {}
+    if settings.architecture is not None:
+        try:
+            kinds = family.kinds() if issubclass(family, NetworkEnergy) else None
+            architecture = read({"architecture": settings.architecture}, kinds)
+        except CheckpointError as error:
+            raise RecipeError(f"model: {error}") from error
+        config["architecture"] = {"name": architecture.name, **architecture.model_dump()}
+    if settings.prior_std is not None:
+        config["prior_std"] = settings.prior_std
+    if settings.noise_scales is not None:
+        config["sigmas"] = settings.noise_scales
     return Manifest(
         name=recipe.name,
         version=1,  # set when written
         family=settings.family,
         visible=Visible(shape=list(data.shape), domain=data.domain),
         classes=data.classes if settings.labels else None,
-        config={"layers": [data.units, *settings.layers]} if settings.family in DEEP else {},
+        config=config,
         preprocessing=data.preprocessing,
     )
 
@@ -117,7 +146,8 @@ def begin(
 ) -> FitState:
     """Weights ~ N(0, weight_std^2), visible and label biases those of independent units, all else 0 (Hinton 2010).
 
-    `first`: parameters that earlier stages of the run found, in place of those. Each of a team has its own chains.
+    A network begins as PyTorch makes it, from the seed of the recipe. `first`: parameters that earlier stages of the
+    run found, in place of those. Each of a team has its own chains.
 
     Raises:
         RecipeError: a size is missing or is one too many, the objective is not for this model, or `fit.rates` names a
@@ -133,11 +163,12 @@ def begin(
             raise RecipeError(f"objective.name: {term.name} does not train {_in_words(of)}")
     if unknown := sorted(set(recipe.fit.rates) - set(parameters)):
         raise RecipeError(f"fit.rates: {of.family} has no {', '.join(unknown)}; it has {', '.join(parameters)}")
-    memory = objective.start(model, base, team.seed(recipe.seed))
+    memory = objective.noted(objective.start(model, base, team.seed(recipe.seed)), data.train)
     velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
     if recipe.fit.optimizer == "adam":
         velocity |= {f"{name}.square": torch.zeros_like(p) for name, p in parameters.items()}
-    return FitState(0, parameters, velocity, memory)
+    average = {} if recipe.fit.ema is None else {name: p.clone() for name, p in parameters.items()}
+    return FitState(0, parameters, velocity, memory, average=average)
 
 
 def _first_parameters(
@@ -152,13 +183,13 @@ def _first_parameters(
     try:
         shapes = family.tensor_shapes(of, found)
     except CheckpointError as error:
-        raise RecipeError(f"model.hidden: {error}") from error
-    if "c" in shapes and not layers:
-        raise RecipeError("model.hidden: say how many hidden units there are")
-    if "c" in shapes and len(layers) > 1:
-        raise RecipeError(f"model.hidden: {of.family} has one hidden layer; found {layers}")
-    if layers and "c" not in shapes and "b0" not in shapes:
-        raise RecipeError(f"model.hidden: {of.family} has no hidden units")
+        raise RecipeError(f"model{'.hidden' if of.family in DEEP else ''}: {error}") from error
+    if _HEAD in shapes:
+        return _network(recipe, of, shapes, device)
+    for name in ("architecture", "prior_std", "sigmas"):
+        if getattr(recipe.model, name) is not None:
+            raise RecipeError(f"model.{name}: {of.family} is no network")
+    _check_layers(of, layers, shapes)
     parameters = {}
     for number, (name, shape) in enumerate(shapes.items()):
         if len(shape) == 2:
@@ -171,6 +202,27 @@ def _first_parameters(
             bias = base["visible"] if name in {"b", "b0"} else base["label"] if name == "d" else torch.zeros(shape)
             parameters[name] = bias.to(device)
     return {name: tensor.float().contiguous() for name, tensor in parameters.items()}
+
+
+def _check_layers(of: Manifest, layers: list[int], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if "c" in shapes and not layers:
+        raise RecipeError("model.hidden: say how many hidden units there are")
+    if "c" in shapes and len(layers) > 1:
+        raise RecipeError(f"model.hidden: {of.family} has one hidden layer; found {layers}")
+    if layers and "c" not in shapes and "b0" not in shapes:
+        raise RecipeError(f"model.hidden: {of.family} has no hidden units")
+
+
+def _network(
+    recipe: Recipe, of: Manifest, shapes: Mapping[str, tuple[int, ...]], device: torch.device
+) -> dict[str, Tensor]:
+    """PyTorch's own first weights: made on the CPU, they are the same on every device."""
+    if recipe.model.layers:
+        raise RecipeError(f"model.hidden: {of.family} is a network; say how it is made in model.architecture")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        network = read(of.config).network(tuple(of.visible.shape), shapes[_HEAD][0])
+    return {name: p.detach().to(device) for name, p in network.named_parameters()}
 
 
 def _in_words(of: Manifest) -> str:
@@ -219,6 +271,8 @@ def train(
         except CapabilityError as error:
             raise RecipeError(f"objective.name: {error}") from error
         _ascend(state, team.mean(gradient), settings, _rate(settings, state.step, total))
+        for name, mean in state.average.items():
+            mean.lerp_(state.parameters[name], 1 - (settings.ema or 0.0))
         state.step += 1
         if state.step % in_epoch == 0:
             _check_finite(state, settings)
@@ -228,7 +282,7 @@ def train(
 def watch(state: FitState, recipe: Recipe, figure: float) -> None:
     """Note the figure that the recipe waits for; keep the parameters where it is the best so far."""
     if not state.watched or _merit(recipe, figure) > max(_merit(recipe, f) for f in state.watched):
-        state.best = {name: tensor.clone() for name, tensor in state.parameters.items()}
+        state.best = {name: tensor.clone() for name, tensor in state.shown.items()}
     state.watched.append(figure)
 
 
@@ -242,7 +296,7 @@ def out_of_patience(state: FitState, recipe: Recipe) -> bool:
 
 def _merit(recipe: Recipe, figure: float) -> float:
     """The watched figure, greater where better."""
-    return -figure if recipe.monitor.watch.endswith("error_validation") else figure
+    return -figure if recipe.monitor.watch.endswith(("error_validation", "matching_validation")) else figure
 
 
 def _rate(settings: FitSettings, step: int, total: int) -> float:
@@ -256,7 +310,7 @@ def _ascend(state: FitState, gradient: dict[str, Tensor], settings: FitSettings,
             gradient = {name: g.mul_(settings.clip / norm) for name, g in gradient.items()}
     for name, change in gradient.items():
         parameter, step = state.parameters[name], rate * settings.rates.get(name, 1.0)
-        if settings.weight_decay and parameter.ndim == 2:
+        if settings.weight_decay and parameter.ndim >= 2:
             change.sub_(parameter, alpha=settings.weight_decay)
         if settings.optimizer == "adam":
             _adam(state, name, change, settings, step)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -24,9 +24,11 @@ from models.layered_posterior import annealed
 from models.manifest import Manifest
 from models.numerics import log_mean_exp
 from models.rng import ChainKeys, categorical, random_bits
+from training import plane
 from training.config import LikelihoodSettings, MonitorSettings
 from training.data import Dataset
 from training.fit import base_of, model_of
+from training.smooth import is_unbounded, score_matching
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, work done, work in all)."""
@@ -38,7 +40,10 @@ _FLIPS = 16
 # The estimates' draws are those of seeds that no recipe has: training used up the ones of its own.
 _AIS_SEED, _REVERSE_SEED, _POSTERIOR_SEED = 1 << 32, 2 << 32, 3 << 32
 # Numbers of chains and streams that no other draw of the same seed has.
-_RAISE_FIRST, _SUBSET_STREAM, _FLIP_STREAM, _LABEL_STREAM = 1 << 24, 0xFF10, 0xFF11, 0xFF12
+_RAISE_FIRST, _SUBSET_STREAM, _FLIP_STREAM, _LABEL_STREAM, _SLICE_STREAM = 1 << 24, 0xFF10, 0xFF11, 0xFF12, 0xFF13
+_BINS = 15
+_MATCHED = 1000
+"""Test examples on which scores are matched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +65,8 @@ class Judged:
     """Variational lower bounds on -E, where the energy is an estimate."""
     error: float | None
     """Share of the examples whose likeliest class is not theirs, where both have classes."""
+    calibration: float | None = None
+    """Expected calibration error of the classes' probabilities, where the error is known from them."""
 
 
 def wide(of: Manifest, model: EnergyModel) -> EnergyModel:
@@ -68,16 +75,25 @@ def wide(of: Manifest, model: EnergyModel) -> EnergyModel:
 
 
 def evaluate(
-    of: Manifest, model: EnergyModel, data: Dataset, settings: LikelihoodSettings, seed: int, progress: Progress
+    of: Manifest,
+    model: EnergyModel,
+    data: Dataset,
+    settings: LikelihoodSettings,
+    seed: int,
+    progress: Progress,
+    known: LogPartition | None = None,
 ) -> Evaluation:
     """log Z and the mean log-likelihood of the test examples, in nats, each figure with its side.
 
     AIS is on average too low on log Z: its log-likelihood is optimistic. Reverse AIS and RAISE are on average
     pessimistic; reverse AIS as far as its starting samples are the model's. Where the energy is a bound or an estimate
     (`energy_kind`), so are the likelihoods, in that direction, beside. An estimate is made on some of the examples,
-    drawn at random, and comes with the variational bound. Labels are summed out.
+    drawn at random, and comes with the variational bound. Labels are summed out. A network has no such estimates: in
+    two dimensions log Z is integrated, else it may be `known` to the objective, else there is no likelihood.
     """
     model = wide(of, model)
+    if not has_energy(model):
+        return Evaluation(None, {"binarization": None, "energy_kind": None, "test_examples": len(data.test)}, None)
     if model.energy_kind == "estimate":
         data = _some(data, settings.estimated_examples, seed)
     test = judged(model, data.test, data.test_labels)
@@ -90,6 +106,12 @@ def evaluate(
     }
     if isinstance(model, HasClasses) and test.error is not None:
         metrics |= {"test_classification_error": test.error, "classification": model.class_kind}
+        if test.calibration is not None:
+            metrics["test_calibration_error"] = test.calibration
+    if is_unbounded(model):
+        metrics["test_score_matching"] = _score_matching(model, data.test[:_MATCHED], seed)
+    if data.test_anomalies is not None:
+        metrics["test_anomaly_auroc"] = auroc(test.energy, data.test_anomalies)
     log_partition, samples = None, None
     if isinstance(model, HasAnnealing):
         log_partition, samples, found = _annealed(model, data, mean, settings, seed, progress)
@@ -98,6 +120,13 @@ def evaluate(
     if exact is not None:
         log_partition = exact
         metrics |= {"log_partition_exact": exact.value, "test_log_likelihood_exact": -mean - exact.value}
+    elif not isinstance(model, HasAnnealing):
+        log_partition = plane.log_partition(model, data) if plane.lies_in(model, data) else known
+        if log_partition is not None:
+            method = log_partition.method
+            metrics[f"log_partition_{method}"] = log_partition.value
+            metrics[f"log_partition_{method}_stderr"] = log_partition.stderr
+            metrics[f"test_log_likelihood_{method}"] = -mean - log_partition.value
     if test.bound is not None:
         metrics |= _bounds(test.bound, metrics)
     if isinstance(model, LayeredModel) and model.energy_kind == "lower_bound" and settings.annealed_examples:
@@ -165,7 +194,8 @@ def _some(data: Dataset, count: int, seed: int) -> Dataset:
     """The data with so many of their test examples, drawn at random."""
     chosen = _subset(len(data.test), count, seed).to(data.test.device)
     labels = None if data.test_labels is None else data.test_labels[chosen]
-    return replace(data, test=data.test[chosen], test_labels=labels)
+    anomalies = None if data.test_anomalies is None else data.test_anomalies[chosen]
+    return replace(data, test=data.test[chosen], test_labels=labels, test_anomalies=anomalies)
 
 
 def _exact(model: EnergyModel) -> LogPartition | None:
@@ -219,7 +249,8 @@ def judged(model: EnergyModel, examples: Tensor, labels: Tensor | None = None, d
             error = float((weighed.label_terms().argmax(1) != labels).double().mean())
         return Judged(-weighed.log_density()[0], weighed.bound()[0], error)
     if labels is not None and isinstance(model, HasClasses) and model.class_count:
-        return Judged(energies(model, examples), None, classification_error(model, examples, labels))
+        error, calibration = classification(model, examples, labels)
+        return Judged(energies(model, examples), None, error, calibration)
     return Judged(energies(model, examples), None, None)
 
 
@@ -231,11 +262,40 @@ def energies(model: EnergyModel, examples: Tensor) -> Float[Tensor, " n"]:
 
 def classification_error(model: HasClasses, examples: Tensor, labels: Tensor) -> float:
     """Share of the examples whose likeliest class is not theirs."""
-    wrong = 0
-    for k in range(0, len(examples), _CHUNK):
-        guessed = model.class_log_probs(examples[k : k + _CHUNK].to(model.dtype)).argmax(1)
-        wrong += int((guessed != labels[k : k + _CHUNK]).sum())
-    return wrong / len(examples)
+    return classification(model, examples, labels)[0]
+
+
+def classification(model: HasClasses, examples: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Share of the examples whose likeliest class is not theirs, and the expected calibration error: |accuracy - mean
+    confidence| of 15 bins of equal width, weighed by their examples (Guo et al. 2017)."""
+    starts = range(0, len(examples), _CHUNK)
+    logs = torch.cat([model.class_log_probs(examples[k : k + _CHUNK].to(model.dtype)) for k in starts])
+    best, guessed = logs.double().exp().max(1)
+    right = (guessed == labels).double()
+    bins = (best * _BINS).long().clamp(max=_BINS - 1)
+    gaps = torch.zeros(_BINS, dtype=torch.float64, device=best.device).index_add_(0, bins, right - best)
+    return int((guessed != labels).sum()) / len(examples), float(gaps.abs().sum()) / len(examples)
+
+
+def has_energy(model: EnergyModel) -> bool:
+    """Whether there is an energy to be had: a free score network has none."""
+    return "energy" in model.capabilities()
+
+
+def auroc(energy: Float[Tensor, " n"], anomalies: Bool[Tensor, " n"]) -> float:
+    """The probability that an anomaly has a higher energy than another example; ties count one half."""
+    normal, odd = energy[~anomalies].sort().values, energy[anomalies]
+    below = torch.searchsorted(normal, odd, side="left") + torch.searchsorted(normal, odd, side="right")
+    return float(below.double().mean()) / (2 * len(normal))
+
+
+def _score_matching(model: EnergyModel, examples: Tensor, seed: int) -> float:
+    keys = ChainKeys.of(seed + _AIS_SEED, len(examples), model.device)
+    bits = random_bits(keys, torch.zeros_like(keys.chain), _SLICE_STREAM, examples.shape[1])
+    v = 1.0 - 2.0 * (bits & 1).to(model.dtype)
+    starts = range(0, len(examples), _CHUNK)
+    rows = [slice(k, k + _CHUNK) for k in starts]
+    return float(torch.cat([score_matching(model, examples[r].to(model.dtype), v[r]) for r in rows]).mean())
 
 
 def monitor(
@@ -255,6 +315,13 @@ def monitor(
     optimistic).
     """
     model = wide(of, model)
+    weights = [tensor for tensor in model.tensors().values() if tensor.ndim >= 2]
+    sizes = {
+        "weight_rms": math.sqrt(sum(float(w.square().sum()) for w in weights) / sum(w.numel() for w in weights)),
+        "weight_max": max(float(w.abs().max()) for w in weights),
+    }
+    if not has_energy(model):
+        return sizes
     held_out, labels = data.validation[: settings.examples], data.validation_labels
     seen = judged(model, held_out, None if labels is None else labels[: settings.examples], _MONITOR_DRAWS)
     train = float(judged(model, data.train[: settings.examples], None, _MONITOR_DRAWS).energy.mean())
@@ -263,14 +330,15 @@ def monitor(
         "free_energy_train": train,
         "free_energy_validation": validation,
         "free_energy_gap": validation - train,
-    }
-    weights = [tensor for tensor in model.tensors().values() if tensor.ndim == 2]
-    found["weight_rms"] = math.sqrt(sum(float(w.square().sum()) for w in weights) / sum(w.numel() for w in weights))
-    found["weight_max"] = max(float(w.abs().max()) for w in weights)
+    } | sizes
+    if is_unbounded(model):
+        found["score_matching_validation"] = _score_matching(model, held_out, seed)
     if data.domain in ("binary", "spin") and model.energy_kind == "exact":
         found["pseudo_log_likelihood"] = _pseudo_log_likelihood(model, held_out, data.domain, seed, step)
     if seen.error is not None:
         found["classification_error_validation"] = seen.error
+        if seen.calibration is not None:
+            found["calibration_error_validation"] = seen.calibration
     log_partition = _glance(model, data, settings, seed, known)
     if log_partition is not None:
         found["log_likelihood_validation"] = -validation - log_partition

@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
@@ -31,6 +31,13 @@ class Batch:
 
     visible: Float[Tensor, "n visible"]
     labels: Int[Tensor, " n"] | None = None
+
+
+class Law(Protocol):
+    """What can be drawn from."""
+
+    def sample(self, keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int) -> Float[Tensor, "n units"]:
+        """One draw for each row."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,19 @@ class Draws:
         """True with probability min(1, exp(log_ratio))."""
         return rng.accept(log_ratio.double(), *self._rows(log_ratio, sweep), stream)
 
+    def signs(self, like: Float[Tensor, "n units"], sweep: int, stream: int) -> Float[Tensor, "n units"]:
+        """+1 or -1, each half of the time."""
+        return 2 * self.bernoulli(torch.zeros_like(like), sweep, stream) - 1
+
+    def noise(self, law: Law, like: Float[Tensor, "n units"], sweep: int, stream: int) -> Tensor:
+        """A draw of a law of n rows."""
+        return law.sample(*self._rows(like, sweep), stream).to(like)
+
+    def choice(self, count: int, among: Tensor, sweep: int, stream: int) -> Int[Tensor, " count"]:
+        """Positions of so many different rows."""
+        keys, at = self._rows(among[:1], sweep)
+        return torch.argsort(rng.random_bits(keys, at, stream, len(among))[0], stable=True)[:count]
+
     def _rows(self, like: Tensor, sweep: int) -> tuple[ChainKeys, Tensor]:
         keys = _keys(self.seed, len(like), like.device)
         return keys, torch.full_like(keys.chain, sweep)
@@ -86,6 +106,10 @@ class Objective(BaseModel, ABC):
     def start(self, model: EnergyModel, base: Base, seed: int) -> Memory:
         """Memory before the first step. `base` has the biases of independent units with the training data's means."""
 
+    def noted(self, memory: Memory, examples: Num[Tensor, "n visible"]) -> Memory:  # noqa: ARG002
+        """The first memory with what it is to say of all training examples: for most objectives nothing."""
+        return memory
+
     @abstractmethod
     def gradient(
         self, model: EnergyModel, batch: Batch, draws: Draws, memory: Memory
@@ -97,6 +121,10 @@ class Objective(BaseModel, ABC):
 
     def log_partition(self, model: EnergyModel, memory: Memory) -> LogPartition | None:  # noqa: ARG002
         """log Z of the model, where the memory tells it."""
+        return None
+
+    def ended(self, memory: Memory) -> Float[Tensor, "n visible"] | None:  # noqa: ARG002
+        """Where chains of visibles are that go on from step to step, if it is for pictures to show them."""
         return None
 
 
@@ -133,6 +161,14 @@ class Sum(Objective):
             for key, tensor in term.start(model, base, seed).items()
         }
 
+    def noted(self, memory: Memory, examples: Num[Tensor, "n visible"]) -> Memory:
+        """What every term notes."""
+        return {
+            f"{i}.{key}": tensor
+            for i, term in enumerate(self.terms)
+            for key, tensor in term.noted(_own(memory, i), examples).items()
+        }
+
     def gradient(
         self, model: EnergyModel, batch: Batch, draws: Draws, memory: Memory
     ) -> tuple[dict[str, Tensor], Memory]:
@@ -150,6 +186,11 @@ class Sum(Objective):
         """As the first term says that knows it."""
         found = (term.log_partition(model, _own(memory, i)) for i, term in enumerate(self.terms))
         return next((estimate for estimate in found if estimate is not None), None)
+
+    def ended(self, memory: Memory) -> Float[Tensor, "n visible"] | None:
+        """Those of the first term that has some."""
+        found = (term.ended(_own(memory, i)) for i, term in enumerate(self.terms))
+        return next((states for states in found if states is not None), None)
 
 
 def _own(memory: Memory, i: int) -> Memory:

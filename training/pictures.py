@@ -16,17 +16,28 @@ from torch import Tensor
 
 from models.catalog import samplers, samplers_of
 from models.family import Clamp, EnergyModel, HasStates
+from models.network_family import NetworkEnergy
 from models.rng import ChainKeys
 from models.sampler import Sampler
+from training import plane
 from training.data import Dataset
 
 _KEYS_FIRST = 1 << 25
 """Numbers of the pictures' chains, which no other chain of the seed has."""
 
 
-def filters(model: EnergyModel, shape: Sequence[int], count: int = 100) -> bytes:
-    """Weights of visible units with the `count` units above that have the largest; blue negative, red positive."""
-    W = next(tensor for tensor in model.tensors().values() if tensor.ndim == 2)
+def filters(model: EnergyModel, shape: Sequence[int], count: int = 100) -> bytes | None:
+    """Weights of visible units with the `count` units above that have the largest; blue negative, red positive.
+
+    Of convolutions, their kernels' first planes; None where the visibles are two numbers.
+    """
+    W = next(tensor for tensor in model.tensors().values() if tensor.ndim >= 2)
+    if isinstance(model, NetworkEnergy):
+        if W.ndim == 4:
+            shape, W = W.shape[2:], W[:, 0].flatten(1)
+        if len(shape) < 2:
+            return None
+        W = W.T
     strongest = W.square().sum(0).argsort(descending=True)[:count]
     rows = W[:, strongest].T
     bound = float(rows.abs().quantile(0.995)) or 1.0
@@ -52,6 +63,33 @@ def samples(
     low, high = _levels(data)
     title = "samples: expected visible units of independent chains"
     return _png(_grid(_raw(info.expected_visible(), data), data.shape, gap=(low + high) / 2), title, low=low, high=high)
+
+
+def states(rows: Float[Tensor, "n visible"], data: Dataset) -> bytes:
+    """Where chains of training ended."""
+    low, high = _levels(data)
+    shown = _raw(rows[_spread(len(rows), 100)].double(), data)
+    title = "samples: where chains of training ended"
+    return _png(_grid(shown, data.shape, gap=(low + high) / 2), title, low=low, high=high)
+
+
+def density(model: EnergyModel, data: Dataset, seen: Float[Tensor, "n visible"] | None = None) -> bytes:
+    """exp(-E) / Z on a grid, beside the test examples, and samples of the model where there are some."""
+    found = plane.square(model, data, margin=0.1, cells=300)
+    shown = {"test examples": data.test[:5000].cpu().numpy()}
+    if seen is not None:
+        shown["samples"] = seen.cpu().numpy()
+    figure = Figure(figsize=(4.5 * (1 + len(shown)), 4.8), layout="constrained")
+    axes, *others = np.ravel(figure.subplots(1, 1 + len(shown), sharex=True, sharey=True))
+    extent = (found.low, found.high, found.low, found.high)
+    p = torch.exp(-found.energies - found.log_partition).cpu().numpy()
+    axes.imshow(p, origin="lower", extent=extent, cmap="magma", interpolation="nearest")
+    axes.set_title("density exp(-E) / Z", fontsize=10)
+    for other, (title, points) in zip(others, shown.items(), strict=True):
+        other.scatter(points[:, 0], points[:, 1], s=1, color="black", linewidths=0)
+        other.set_title(title, fontsize=10)
+        other.set_aspect("equal")
+    return _save(figure)
 
 
 def completions(
@@ -104,7 +142,8 @@ def curves(records: Sequence[Mapping[str, Any]]) -> bytes:
     panels = {
         "free energy (nats)": ("free_energy_train", "free_energy_validation"),
         "free-energy gap, validation - training (nats)": ("free_energy_gap",),
-        "classification error, validation": ("classification_error_validation",),
+        "score matching, validation": ("score_matching_validation",),
+        "classes, validation": ("classification_error_validation", "calibration_error_validation"),
         "pseudo-log-likelihood, validation (nats)": ("pseudo_log_likelihood",),
         "weights": ("weight_rms", "weight_max"),
         "log-likelihood estimate, validation (nats)": ("log_likelihood_validation",),
@@ -112,9 +151,10 @@ def curves(records: Sequence[Mapping[str, Any]]) -> bytes:
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     shown = {title: keys for title, keys in panels.items() if any(k in r for r in records for k in keys)}
     for axes, (title, keys) in zip(np.ravel(figure.subplots(2, 3)), shown.items(), strict=False):
-        for key in keys:
+        for key in (key for key in keys if any(key in r for r in records)):
             points = [(r["epoch"], r[key]) for r in records if key in r]
-            axes.plot(*zip(*points, strict=True), marker=".", label=key.rsplit("_", 1)[-1])
+            label = key.removesuffix("_validation") if title.startswith("classes") else key.rsplit("_", 1)[-1]
+            axes.plot(*zip(*points, strict=True), marker=".", label=label.replace("_", " "))
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
         if len(keys) > 1:

@@ -22,12 +22,12 @@ from models import checkpoint
 from models.catalog import samplers_of
 from models.family import EnergyModel, HasConditionals, HasStates
 from models.manifest import LogPartitionRecord, Manifest, Training, check_name
-from training import data, pictures, runfolder, state
+from training import data, pictures, plane, runfolder, state
 from training.config import Recipe
 from training.data import Dataset
 from training.errors import Interrupted, RecipeError, ResumeError
 from training.fit import FitState, manifest, model_of, steps_per_epoch, train, watch
-from training.likelihood import Evaluation, Progress, energies, evaluate, monitor, wide
+from training.likelihood import Evaluation, Progress, energies, evaluate, has_energy, monitor, wide
 from training.objective import Objective, Sum, build
 from training.progress import Stages
 from training.stages import Stage, check, names, stage
@@ -145,17 +145,19 @@ def _run(job: Job, console: Console, team: Team) -> Result | None:
         fitted, seconds = _fit(here, device)
         if not team.leads:
             return None
-        model = model_of(structure, fitted.best or fitted.parameters)
-        evaluation = evaluate(structure, model, dataset, job.recipe.likelihood, job.recipe.seed, _progress(here))
-        drawn = _pictures(here, model, evaluation)
+        model = model_of(structure, fitted.result)
+        own = fitted.result is fitted.parameters
+        known = objective.log_partition(model, fitted.memory) if own and job.recipe.finetuning is None else None
+        evaluation = evaluate(structure, model, dataset, job.recipe.likelihood, job.recipe.seed, _progress(here), known)
+        drawn = _pictures(here, fitted, model, evaluation)
         pictures.write(job.run_dir, drawn)
         metrics = {**evaluation.metrics, "train_examples": len(dataset.train), "train_seconds": round(seconds, 1)}
         folder = checkpoint.write(
             job.models_dir,
             _manifest(here, fitted, evaluation, metrics),
             model,
-            _reference(wide(structure, model), dataset),
-            drawn.get("samples"),
+            _reference(wide(structure, model), dataset) if has_energy(model) else None,
+            drawn.get("samples", drawn.get("density")),
         )
         runfolder.finish(job.run_dir, folder, metrics)
     return Result(folder, metrics)
@@ -201,7 +203,7 @@ def _fit(here: _Run, device: torch.device) -> tuple[FitState, float]:
         _advance(here, at, fitted, began)
         if len(finished) == len(names(recipe)) - 1:
             return fitted, time.monotonic() - began
-        finished, fitted = [*finished, fitted.best or fitted.parameters], None
+        finished, fitted = [*finished, fitted.result], None
         before = time.monotonic() - began
 
 
@@ -233,8 +235,8 @@ def _advance(here: _Run, at: Stage, fitted: FitState, began: float) -> None:
 def _record(here: _Run, at: Stage, fitted: FitState, seconds: float) -> str:
     """One line of metrics.jsonl; returns what of it belongs beside the progress bar."""
     recipe, number = at.recipe, len(fitted.finished)
-    model = model_of(at.structure, fitted.parameters)
-    known = at.objective.log_partition(model, fitted.memory)
+    model = model_of(at.structure, fitted.shown)
+    known = None if fitted.average else at.objective.log_partition(model, fitted.memory)  # what memory has is another's
     found = here.team.told(
         lambda: monitor(at.structure, model, at.data, recipe.monitor, recipe.seed, fitted.step, known)
     )
@@ -249,6 +251,7 @@ def _record(here: _Run, at: Stage, fitted: FitState, seconds: float) -> str:
     shown = {
         "gap": "free_energy_gap",
         "PLL": "pseudo_log_likelihood",
+        "SM": "score_matching_validation",
         "error": "classification_error_validation",
         "LL": "log_likelihood_validation",
     }
@@ -263,14 +266,20 @@ def _progress(here: _Run) -> Progress:
     return update
 
 
-def _pictures(here: _Run, model: EnergyModel, evaluation: Evaluation) -> dict[str, bytes]:
+def _pictures(here: _Run, fitted: FitState, model: EnergyModel, evaluation: Evaluation) -> dict[str, bytes]:
+    chains = here.objective.ended(fitted.memory) if here.job.recipe.finetuning is None else None
     seed, last = here.job.recipe.seed, len(names(here.job.recipe)) - 1
     found = {"curves": pictures.curves([r for r in runfolder.records(here.job.run_dir) if r["stage"] == last])}
-    if isinstance(model, HasConditionals):  # the weights of a network's first layer, if it has any, lie another way
-        found["filters"] = pictures.filters(model, here.dataset.shape)
-    if isinstance(model, HasStates) and samplers_of(model):
+    if (filters := pictures.filters(model, here.dataset.shape)) is not None:
+        found["filters"] = filters
+    if plane.lies_in(model, here.dataset):
+        found["density"] = pictures.density(model, here.dataset, chains)
+    elif chains is not None and not isinstance(model, HasConditionals):
+        found["samples"] = pictures.states(chains, here.dataset)
+    elif isinstance(model, HasStates) and samplers_of(model):
         start = None if evaluation.samples is None else evaluation.samples[:100]
         found["samples"] = pictures.samples(model, start, here.dataset, seed)
+    if isinstance(model, HasConditionals):  # a network's would take longer than its training
         found["completions"] = pictures.completions(model, here.dataset, seed)
     return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training import downloads, files
+from training import downloads, files, generated
 from training.errors import DataError
 from training.files import Layout, Part, Source
 
@@ -56,20 +56,25 @@ _KNOWN = {
         layout=Layout(classes=_CIFAR10),
     ),
     **{name: _Known() for name in DENSITY},
+    **{name: _Known() for name in generated.LAWS},
 }
+_AT_HAND = ("digits", *generated.LAWS)
+"""Data sets that lie nowhere."""
 
 
 def find(dataset: str, place: str | None = None) -> Source:
     """The data set of that name or at that path.
 
     A name is looked for in the folder `place`; without one in $EBM_DATA_DIR, then in the cache ($XDG_CACHE_HOME/ebm),
-    and `mnist` and `fashion_mnist` are else downloaded there. `digits` are always at hand.
+    and `mnist` and `fashion_mnist` are else downloaded there. `digits` and what is generated are always at hand.
 
     Raises:
         DataError: nothing of that name or at that path, a damaged file, or no way to download.
     """
     if dataset == "digits":
         return _digits()
+    if dataset in generated.LAWS:
+        return generated.made(dataset)
     if place is None and dataset not in _KNOWN and Path(dataset).expanduser().exists():
         return _own(Path(dataset).expanduser())
     places = [Path(place).expanduser()] if place is not None else _places()
@@ -101,7 +106,7 @@ def located(given: str, dataset: str) -> tuple[str, str | None]:
         return dataset, given
     if _itself(path) is not None:
         return given, None
-    if dataset == "digits":  # they need no place
+    if dataset in _AT_HAND:  # they need no place
         return dataset, given
     raise DataError(_missing(dataset, [path], given))
 

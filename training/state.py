@@ -18,6 +18,7 @@ from training.errors import ResumeError
 from training.fit import FitState
 
 STATE = "state.safetensors"
+_GROUPS = ("parameters", "velocity", "memory", "best", "average")
 
 
 def name_of(rank: int) -> str:
@@ -52,7 +53,7 @@ class Saved:
 
 def save(folder: Path, origin: Origin, fit: FitState, seconds: float, rank: int = 0) -> None:
     """Write the state aside, fsync it and rename it into place. Each process of a team has its own."""
-    groups = {"parameters": fit.parameters, "velocity": fit.velocity, "memory": fit.memory, "best": fit.best}
+    groups = {name: getattr(fit, name) for name in _GROUPS}
     groups |= {f"finished-{n}": parameters for n, parameters in enumerate(fit.finished)}
     tensors = {f"{group}.{name}": t.cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()}
     progress = {"step": fit.step, "seconds": seconds, "watched": fit.watched, "finished": len(fit.finished)}
@@ -80,7 +81,7 @@ def read(folder: Path, device: torch.device | str = "cpu", rank: int = 0) -> Sav
             header: dict[str, Any] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         origin, progress = Origin.model_validate_json(header["origin"]), json.loads(header["progress"])
-        groups: dict[str, dict[str, torch.Tensor]] = {"parameters": {}, "velocity": {}, "memory": {}, "best": {}}
+        groups: dict[str, dict[str, torch.Tensor]] = {name: {} for name in _GROUPS}
         finished: list[dict[str, torch.Tensor]] = [{} for _ in range(progress["finished"])]
         for full in progress["order"]:
             group, _, name = full.partition(".")

@@ -60,3 +60,9 @@ class ScoreEnergy(ScalarEnergy, HasNoiseScales):
     def blurred_score(self, x: Float[Tensor, "n visible"], sigma: float) -> Float[Tensor, "n visible"]:
         """-grad f(x) / sigma."""
         return -self.energy_and_gradient(x)[1] * (self.sigmas[-1] / sigma)
+
+    def learned_score(self, x: Float[Tensor, "n visible"], sigma: Float[Tensor, " n"]) -> Float[Tensor, "n visible"]:
+        """-grad f(x) / sigma, by back-propagation that can be differentiated again."""
+        at = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self.network.outputs(at).sum(), at, create_graph=True)
+        return -slope / sigma[:, None]

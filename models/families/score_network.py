@@ -92,6 +92,10 @@ class ScoreNetwork(HasNoiseScales, HasStates):
             (field,) = by_rows(lambda piece: (self.network.outputs(piece),), ROWS, x.to(self.dtype))
         return field.double() / sigma
 
+    def learned_score(self, x: Float[Tensor, "n visible"], sigma: Float[Tensor, " n"]) -> Float[Tensor, "n visible"]:
+        """f(x) / sigma."""
+        return self.network.outputs(x) / sigma[:, None]
+
     # --- the probability flow ---
 
     @property

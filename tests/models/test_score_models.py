@@ -180,6 +180,22 @@ def test_a_free_score_has_a_log_density_and_no_energy() -> None:
     assert model.energy_kind == "estimate"
 
 
+@pytest.mark.parametrize("name", ["score_energy", "score_network"])
+def test_the_learned_score_is_the_blurred_one_and_has_slopes_by_the_parameters(name: str) -> None:
+    model = case(name, 4).model
+    assert isinstance(model, HasNoiseScales)
+    x, sigma = normal((6, 4), 3), torch.tensor(model.sigmas).double()[torch.arange(6) % len(model.sigmas)]
+    weights = model.tensors()["head.weight"].requires_grad_()
+    try:
+        found = model.learned_score(x, sigma)
+        (slope,) = torch.autograd.grad(found.square().sum(), weights)
+    finally:
+        weights.requires_grad_(False)
+    for row, scale in enumerate(sigma.tolist()):
+        np.testing.assert_allclose(found[row].detach(), model.blurred_score(x[row : row + 1], scale)[0], atol=1e-9)
+    assert float(slope.abs().max()) > 0
+
+
 # --- annealed Langevin dynamics ---
 
 
@@ -206,6 +222,9 @@ class Hills(Given, HasNoiseScales):
             at = x.clone().requires_grad_(True)
             (gradient,) = torch.autograd.grad(self._energy(at, sigma).sum(), at)
         return -gradient
+
+    def learned_score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 def hills(sampler: Sampler, n: int, sweeps: int, clamp: Clamp | None = None) -> Tensor:

@@ -171,6 +171,12 @@ def test_labels_begin_at_their_shares(make_recipe: MakeRecipe) -> None:
 
 
 _CENTRED = {"name": "pcd", "chains": 20, "centring": "centred"}
+_MLP: dict[str, Any] = {
+    "family": "mlp_energy",
+    "hidden": None,
+    "architecture": {"name": "mlp", "hidden": [6, 5], "activation": "tanh"},
+    "prior_std": 2.0,
+}
 _FAMILIES: dict[str, tuple[Callable[[], Dataset], dict[str, Any], dict[str, Any]]] = {
     "rbm": (lambda: dataset(bars()), {"hidden": 8}, _CENTRED),
     "rbm labelled": (
@@ -182,6 +188,16 @@ _FAMILIES: dict[str, tuple[Callable[[], Dataset], dict[str, Any], dict[str, Any]
     "dbm labelled": (labelled_bars, {"family": "dbm", "hidden": [6, 4], "labels": True}, _CENTRED),
     "dbm real": (lambda: clouds(20), {"family": "dbm", "hidden": [6, 4, 2]}, {"name": "cd", "centring": "enhanced"}),
     "rbm by Adam": (lambda: dataset(bars()), {"hidden": 8}, _CENTRED),
+    "mlp by replay": (lambda: clouds(20), _MLP, {"name": "langevin", "steps": 3, "buffer": 30, "data_noise": 0.1}),
+    "mlp by persistent chains": (lambda: clouds(20), _MLP, {"name": "langevin", "steps": 3, "start_at": "persistent"}),
+    "mlp by nce": (lambda: clouds(20), _MLP, {"name": "nce", "noise": "mixture", "components": 2}),
+    "mlp by sliced": (lambda: clouds(20), _MLP, {"name": "sliced"}),
+    "grbm by denoising": (lambda: clouds(20), {"family": "grbm", "hidden": 4}, {"name": "denoising"}),
+    "jem": (
+        lambda: dataset(bars().float() / 2, "unit", labelled_bars().train_labels),
+        _MLP | {"family": "jem", "labels": True},
+        {"terms": [{"name": "cross_entropy"}, {"name": "langevin", "steps": 2, "buffer": 30, "weight": 0.5}]},
+    ),
 }
 
 
@@ -199,6 +215,7 @@ def test_a_run_cut_in_two_ends_with_the_same_bits(make_recipe: MakeRecipe, tmp_p
         "weight_decay": 1e-3,
         "clip": 0.5,
         "patience": 3,
+        "ema": 0.9,
     }
     fit |= {"optimizer": "adam", "learning_rate": 0.01} if "Adam" in name else {}
     recipe = make_recipe(model=model, fit=fit).model_copy(update={"objective": objective_settings})
@@ -224,11 +241,13 @@ def test_a_run_cut_in_two_ends_with_the_same_bits(make_recipe: MakeRecipe, tmp_p
     train(recipe, data, objective, again, watching)
     assert again.step == whole.step == 5 * in_epoch  # out of patience
     assert again.watched == whole.watched == [0, 1, 0, -1, -2]
-    for group in ("parameters", "velocity", "memory", "best"):
+    for group in ("parameters", "velocity", "memory", "best", "average"):
         ours, theirs = getattr(again, group), getattr(whole, group)
         assert set(ours) == set(theirs)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), group
-    assert not torch.equal(whole.best["W1" if "dbm" in name else "W"], whole.parameters["W1" if "dbm" in name else "W"])
+    assert set(whole.average) == set(whole.parameters)
+    assert whole.result is whole.best
+    assert any(not torch.equal(best, whole.shown[name]) for name, best in whole.best.items())
 
 
 # --- settings of the ascent ---
@@ -316,6 +335,88 @@ def test_patience_stops_where_the_figure_did_not_improve_and_keeps_the_best(
     assert torch.equal(state.best["W"], seen[best - 1])
 
 
+def test_the_running_mean_is_what_it_says_and_what_is_judged(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(fit={"epochs": 5, "batch_size": 16, "ema": 0.7})
+    data, objective = dataset(bars()), build(recipe.objective)
+    state = begin(recipe, data, objective)
+    expected, seen = {n: t.clone() for n, t in state.parameters.items()}, list[dict[str, Tensor]]()
+
+    def after_step(now: FitState) -> None:
+        seen.append({n: t.clone() for n, t in now.parameters.items()})
+
+    train(recipe, data, objective, state, after_step)
+    for parameters in seen:
+        expected = {n: 0.7 * t + 0.3 * parameters[n] for n, t in expected.items()}
+    for name, mean in expected.items():
+        torch.testing.assert_close(state.average[name], mean)
+    assert state.result is state.shown is state.average
+    plain = _fitted(make_recipe(fit={"epochs": 5, "batch_size": 16}), data)
+    assert plain.result is plain.parameters
+    assert all(torch.equal(plain.parameters[name], t) for name, t in state.parameters.items())  # it changes no step
+
+
+# --- networks ---
+
+
+def _network_recipe(make_recipe: MakeRecipe, objective: dict[str, Any], **sections: Any) -> Recipe:
+    return make_recipe(model=_MLP, **sections).model_copy(update={"objective": objective})
+
+
+def test_a_network_begins_as_torch_makes_it_a_function_of_the_seed_alone(make_recipe: MakeRecipe) -> None:
+    data = clouds(50)
+
+    def first(seed: int) -> dict[str, Tensor]:
+        recipe = _network_recipe(make_recipe, {"name": "sliced"}, seed=seed)
+        return begin(recipe, data, build(recipe.objective)).parameters
+
+    before = torch.random.get_rng_state()
+    found, again, other = first(3), first(3), first(4)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(t, again[name]) for name, t in found.items())
+    assert not any(torch.equal(t, other[name]) for name, t in found.items())
+    torch.manual_seed(3)
+    theirs = torch.nn.Linear(3, 6)
+    torch.random.set_rng_state(before)
+    assert torch.equal(found["body.1.weight"], theirs.weight)
+    assert torch.equal(found["body.1.bias"], theirs.bias)
+    assert found["head.weight"].shape == (1, 5)
+
+
+def test_the_manifest_says_how_the_network_is_made(make_recipe: MakeRecipe) -> None:
+    model = _MLP | {"architecture": {"hidden": [6]}, "sigmas": {"largest": 4.0, "smallest": 0.25, "number": 5}}
+    config = manifest(make_recipe(model=model), clouds(50)).config
+    assert config["architecture"] == {"name": "mlp", "hidden": [6], "activation": "swish"}
+    assert config["prior_std"] == 2.0
+    assert config["sigmas"] == pytest.approx([4, 2, 1, 0.5, 0.25])
+    listed = manifest(make_recipe(model=_MLP | {"sigmas": [3.0, 1.0]}), clouds(50)).config
+    assert listed["sigmas"] == [3.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"name": "sliced"},
+        {"name": "nce", "ratio": 2},
+        {"name": "langevin", "steps": 10, "step_size": 0.3, "start_at": "data"},
+    ],
+    ids=lambda o: str(o["name"]),
+)
+def test_every_way_takes_a_grbm_close_to_the_law_of_the_data(
+    make_recipe: MakeRecipe, objective: dict[str, Any]
+) -> None:
+    data, truth = clouds(), grbm()
+    fit = {"epochs": 60, "batch_size": 100, "learning_rate": 0.05, "optimizer": "adam"}
+    recipe = make_recipe(model={"family": "grbm", "hidden": 4, "weight_std": 0.1}, fit=fit)
+    recipe = recipe.model_copy(update={"objective": objective})
+    best, after = (
+        _log_likelihood(truth, data.train),
+        _log_likelihood(_model(recipe, data, _fitted(recipe, data)), data.train),
+    )
+    independent = -sum(0.5 * math.log(2 * math.pi * math.e * float(v)) for v in data.train.double().var(0))
+    assert best > independent + 0.25
+    assert best - 0.1 < after < best + 0.03
+
+
 # --- refusals ---
 
 
@@ -345,6 +446,14 @@ def test_divergence_is_told_apart_with_what_to_lower(make_recipe: MakeRecipe) ->
         (bars, {"family": "bm"}, {}, r"model\.hidden: bm has no hidden units"),
         (bars, {"family": "dbm", "hidden": None}, {}, r"model\.hidden: .*\[D, H1, \.\., Hk\]"),
         (bars, {"family": "bm", "hidden": None}, {"name": "sparsity"}, r"sparsity does not train models of family bm"),
+        (bars, {"architecture": {"name": "mlp"}}, {}, r"model\.architecture: rbm is no network"),
+        (bars, {"sigmas": [1.0]}, {}, r"model\.sigmas: rbm is no network"),
+        (clouds, _MLP | {"architecture": None}, {}, r"model: config\.architecture must say how the network is made"),
+        (clouds, _MLP | {"architecture": {"name": "conv"}}, {}, r"model: config\.architecture\.name is 'conv'"),
+        (clouds, _MLP | {"architecture": {"width": 3}}, {}, r"model: config\.architecture: width: Extra inputs"),
+        (clouds, _MLP | {"hidden": 3}, {"name": "sliced"}, r"model\.hidden: mlp_energy is a network; say how"),
+        (clouds, _MLP | {"family": "jem"}, {"name": "langevin"}, r"model: a jem has classes"),
+        (clouds, _MLP, {"name": "pcd"}, r"pcd does not train models of family mlp_energy"),
         (bars, {}, {"name": "discriminative"}, r"discriminative does not train models of family rbm without labels"),
         (bars, {}, {"terms": [{"name": "cd"}, {"name": "discriminative"}]}, r"discriminative does not train models"),
     ],

@@ -74,6 +74,9 @@ class Blurred(HasNoiseScales):
     def sigmas(self) -> tuple[float, ...]:
         return tuple(SIGMAS)
 
+    def learned_score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def blurred_score(self, x: Tensor, sigma: float) -> Tensor:
         return (self.mean - x) / (STD**2 + sigma**2)
 

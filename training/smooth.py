@@ -1,0 +1,62 @@
+"""Scores and their slopes of models whose energy is smooth, differentiable by the parameters (MATH 6, 7)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.family import EnergyModel, HasGradient
+from models.layered_family import LayeredModel
+
+
+def is_smooth(model: EnergyModel) -> bool:
+    """Whether the visibles are continuous and the energy, not a sum over many states, can be differentiated twice."""
+    if isinstance(model, LayeredModel):
+        return model.machine.log_sigma is not None and model.machine.depth == 1
+    return isinstance(model, HasGradient)
+
+
+def is_unbounded(model: EnergyModel) -> bool:
+    """Whether the energy is smooth on the whole space: integrals by parts have no terms at borders."""
+    return is_smooth(model) and bounds(model) is None
+
+
+def bounds(model: EnergyModel) -> tuple[float, float] | None:
+    """The interval of each visible unit, or None: the whole line."""
+    return model.bounds if isinstance(model, HasGradient) else None
+
+
+def drift(model: EnergyModel, x: Float[Tensor, "n visible"]) -> Float[Tensor, "n visible"]:
+    """s(x) = -grad E(x), a number: nothing is differentiated through it."""
+    at = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model.energy(at).sum(), at)
+    return -slope
+
+
+def score(model: EnergyModel, x: Float[Tensor, "n visible"]) -> Float[Tensor, "n visible"]:
+    """s(x) = -grad E(x), differentiable by the parameters."""
+    at = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model.energy(at).sum(), at, create_graph=True)
+    return -slope
+
+
+def score_along(
+    model: EnergyModel, x: Float[Tensor, "n visible"], v: Float[Tensor, "n visible"]
+) -> tuple[Float[Tensor, "n visible"], Float[Tensor, "n visible"]]:
+    """s(x) and (ds/dx) v, forward over reverse: a product with the Hessian costs as much in any dimension.
+
+    Examples of a batch have nothing to do with each other, so that one product serves all.
+    """
+    slope = torch.func.grad(lambda at: model.energy(at).sum())
+    found, along = torch.func.jvp(slope, (x,), (v,))[:2]
+    return -found, -along
+
+
+def score_matching(
+    model: EnergyModel, x: Float[Tensor, "n visible"], v: Float[Tensor, "n visible"]
+) -> Float[Tensor, " n"]:
+    """1/2 |s(x)|^2 + v' (ds/dx) v: its mean over data and v is the Fisher divergence from the data's law, halved, but
+    for a number that the model has no part in (Hyvarinen 2005; Song et al. 2019). The less, the better."""
+    s, along = score_along(model, x, v)
+    return 0.5 * s.square().sum(1) + (v * along).sum(1)
