@@ -295,8 +295,10 @@ def test_bounds_and_classification_are_printed_as_what_they_are() -> None:
     lines = _printed(_AIS | bound | classes)
     assert lines[2] == "test classification error: 1.24% of 250 examples (mean_field)"
     assert lines[3] == "test log-likelihood, lower bounds, nats per example (250 examples):"
-    estimate = _printed({"energy_kind": "estimate", "binarization": None, "test_examples": 3})
-    assert estimate[-1] == "test log-likelihood, importance-weighted estimates, nats per example (3 examples):"
+    known = {"binarization": None, "test_examples": 3}
+    estimate = _printed({"energy_kind": "estimate", "test_log_likelihood_exact": -1.0, **known})
+    assert estimate[-2] == "test log-likelihood, importance-weighted estimates, nats per example (3 examples):"
+    assert not any("likelihood" in line for line in _printed({"energy_kind": "exact", **known}))
 
 
 @pytest.mark.parametrize(
