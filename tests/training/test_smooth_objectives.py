@@ -70,6 +70,10 @@ class _Blurred(_Gaussian, HasNoiseScales):
     def blurred_score(self, x: Tensor, sigma: float) -> Tensor:
         return (self.b - x @ self.A) / sigma
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return None
+
     def learned_score(self, x: Tensor, sigma: Tensor) -> Tensor:
         return (self.b - x @ self.A) / sigma[:, None]
 

@@ -29,11 +29,11 @@ class PCD(Objective):
 
     steps: int = Field(1, ge=1, description="k.")
     chains: int = Field(100, ge=1)
-    burn_in: int = Field(0, ge=0, description="Sweeps before the first step, for a model that is trained already.")
     centring: Centring = "none"
     products: Products = Field("float32", description="Precision of matrix products.")
     doubled: Doubled = Field("none", description="For a layer that will be an end of a DBM.")
     mean_field_sweeps: int = Field(10, ge=1, description="For more than one hidden layer.")
+    burn_in: int = Field(0, ge=0, description="Sweeps before the first step, for a model that is trained already.")
 
     @classmethod
     def applies_to(cls, model: EnergyModel) -> bool:
