@@ -104,7 +104,9 @@ class Langevin(Objective):
         noise, within = self.step_size if self.noise is None else self.noise, bounds(model)
         for sweep in range(first, first + self.steps):
             x = x + 0.5 * self.step_size**2 * drift(model, x)
-            x = x if within is None else x.clamp(*within)  # long steps of images would come back from the border as noise
+            x = (
+                x if within is None else x.clamp(*within)
+            )  # long steps of images would come back from the border as noise
             x = _reflected(x + noise * draws.normals(x, sweep, _WALK), within)
         return x
 
