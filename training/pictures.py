@@ -119,12 +119,10 @@ def completions(
 
 
 def _raw(rows: Tensor, data: Dataset) -> Tensor:
-    """Real units in the units of the data as they came."""
+    """Real units in the units of the data as they came; levels in [0, 1] stay, between which `_levels` draws."""
     how = data.preprocessing
-    if how is None:
+    if how is None or how.scale is not None:
         return rows
-    if how.scale is not None:
-        return rows / how.scale
     mean, std = (torch.as_tensor(default if t is None else t) for t, default in ((how.mean, 0.0), (how.std, 1.0)))
     return rows.cpu() * std + mean
 
