@@ -72,21 +72,24 @@ class Architecture(BaseModel, ABC):
 
 
 class Bound:
-    """A network with parameters from outside."""
+    """A network with parameters from outside. Threads may share it: nothing in it changes."""
 
     def __init__(self, network: Network, shape: tuple[int, ...], parameters: Mapping[str, Tensor]) -> None:
         self._network, self._shape = network, shape
-        self._body = {n.removeprefix("body."): p for n, p in parameters.items() if n.startswith("body.")}
-        self._head = {n.removeprefix("head."): p for n, p in parameters.items() if n.startswith("head.")}
+        for name, tensor in parameters.items():
+            path, _, own = name.rpartition(".")
+            owner = network.get_submodule(path)
+            delattr(owner, own)  # a parameter's place takes no plain tensor; without it, the name is an attribute's
+            setattr(owner, own, tensor)
 
     def features(self, x: Float[Tensor, "n visible"]) -> Float[Tensor, "n features"]:
         """What the body makes of flat examples."""
-        found: Tensor = torch.func.functional_call(self._network.body, self._body, (x.reshape(-1, *self._shape),))
+        found: Tensor = self._network.body(x.reshape(-1, *self._shape))
         return found
 
     def outputs(self, x: Float[Tensor, "n visible"]) -> Float[Tensor, "n outputs"]:
         """What the network makes of flat examples."""
-        found: Tensor = torch.func.functional_call(self._network.head, self._head, (self.features(x),))
+        found: Tensor = self._network(x.reshape(-1, *self._shape))
         return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -59,6 +60,17 @@ def test_bits_of_a_row_do_not_depend_on_its_batch(name: str, threads: int) -> No
         torch.set_num_threads(before)
     assert energy.dtype == gradient.dtype == torch.float64
     assert [len(t) for t in model.energy_and_gradient(x[:0])] == [0, 0]
+
+
+def test_threads_may_share_a_network() -> None:
+    # Chains, estimates and requests of one process all ask the same model. Parameters that are put in for the length
+    # of a call, as torch.func.functional_call does, are taken out under the feet of the others.
+    model, x = model_of("conv_energy"), points(64)
+    energy, gradient = model.energy_and_gradient(x)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: model.energy_and_gradient(x), range(200)):
+            assert torch.equal(found[0], energy)
+            assert torch.equal(found[1], gradient)
 
 
 @pytest.mark.parametrize("name", NAMES)

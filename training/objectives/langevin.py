@@ -22,8 +22,8 @@ class Langevin(Objective):
     """The log-likelihood, its expectation under the model from chains of `steps` steps of Langevin dynamics each.
 
     A step takes x to x - (step_size^2 / 2) grad E(x) + noise z: the slope takes it to the bounds at most, the noise is
-    reflected at them. With `noise` equal to `step_size` the law of the model is stationary but for an error of order
-    step_size^2; with less, that of the model at temperature (noise / step_size)^2, as is usual for images (Grathwohl
+    reflected there. With `noise` equal to `step_size` the law of the model is stationary but for an error of the order
+    of step_size^2; with less, that of the model at temperature (noise / step_size)^2, as is usual for images (Grathwohl
     et al. 2020).
 
     Chains begin `noise`: at noise, each step (short-run: Nijkamp et al. 2019); `data`: at the minibatch (contrastive
