@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from models.catalog import samplers, samplers_of
-from models.family import Clamp, EnergyModel, HasStates
-from models.network_family import NetworkEnergy
+from models.family import Clamp, EnergyModel, HasConditionals, HasStates
 from models.rng import ChainKeys
 from models.sampler import Sampler
 from training import plane
@@ -32,7 +31,7 @@ def filters(model: EnergyModel, shape: Sequence[int], count: int = 100) -> bytes
     Of convolutions, their kernels' first planes; None where the visibles are two numbers.
     """
     W = next(tensor for tensor in model.tensors().values() if tensor.ndim >= 2)
-    if isinstance(model, NetworkEnergy):
+    if not isinstance(model, HasConditionals):  # a network, its weights (above, below)
         if W.ndim == 4:
             shape, W = W.shape[2:], W[:, 0].flatten(1)
         if len(shape) < 2:
