@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from models.dynamics import reflect
 from models.family import Base, EnergyModel, HasStates
 from training.errors import DivergenceError
 from training.objective import Batch, Draws, Memory, Objective, slopes
@@ -105,17 +106,17 @@ class Langevin(Objective):
         noise, within = self.step_size if self.noise is None else self.noise, bounds(model)
         for sweep in range(first, first + self.steps):
             x = x + 0.5 * self.step_size**2 * drift(model, x)
-            x = (
-                x if within is None else x.clamp(*within)
-            )  # long steps of images would come back from the border as noise
-            x = _reflected(x + noise * draws.normals(x, sweep, _WALK), within)
+            if within is not None:  # long steps of images would come back from the border as noise
+                x = x.clamp(*within)
+            x, _ = reflect(x + noise * draws.normals(x, sweep, _WALK), within)
         return x
 
     def _examples(self, model: EnergyModel, batch: Batch, draws: Draws) -> Tensor:
         x = batch.visible
         if self.data_noise:
-            x = x + self.data_noise * draws.normals(x, draws.step * self.steps, _DATA)
-        return _reflected(x, bounds(model)) if self.data_noise else x
+            noisy = x + self.data_noise * draws.normals(x, draws.step * self.steps, _DATA)
+            x, _ = reflect(noisy, bounds(model))
+        return x
 
     def _check(self, data: float, chains: float, step: int) -> None:
         if not abs(data - chains) <= self.largest_gap:  # NaN too
@@ -129,12 +130,3 @@ class Langevin(Objective):
 def _noise(model: EnergyModel, draws: Draws, like: Tensor, sweep: int, stream: int) -> Tensor:
     assert isinstance(model, HasStates)
     return draws.noise(model.noise("visible", len(like)), like, sweep, stream)
-
-
-def _reflected(x: Tensor, within: tuple[float, float] | None) -> Tensor:
-    """What is beyond the bounds, folded back: the uniform law stays what it is."""
-    if within is None:
-        return x
-    low, width = within[0], within[1] - within[0]
-    beyond = (x - low).remainder(2 * width)
-    return low + torch.minimum(beyond, 2 * width - beyond)
