@@ -106,32 +106,20 @@ class Layered:
         if block == "label":
             assert self.U is not None
             assert self.d is not None
-            return _plus_product(self.d, states[self.layers[-1]], self.U.T)
+            return torch.addmm(self.d, states[self.layers[-1]], self.U.T)
         at = self.layers.index(block)
         total = self.biases[at] if own is None else own
         if at > 0 and self.layers[at - 1] in states:
             below = states[self.layers[at - 1]]
-            total = _plus_product(total, self._scaled(below) if at == 1 else below, self.weights[at - 1])
+            total = torch.addmm(total, self._scaled(below) if at == 1 else below, self.weights[at - 1])
         if at < self.depth and self.layers[at + 1] in states:
             above = states[self.layers[at + 1]]
             if at == 0 and self.log_sigma is not None:
                 return total + self.log_sigma.exp() * (above @ self.weights[0].T)
-            total = _plus_product(total, above, self.weights[at].T)
+            total = torch.addmm(total, above, self.weights[at].T)
         if at == self.depth and self.U is not None and "label" in states:
-            total = _plus_product(total, states["label"], self.U)
+            total = torch.addmm(total, states["label"], self.U)
         return total
-
-    def narrow(self) -> Layered:
-        """The same machine with weights in bfloat16, in which `inputs` then multiplies; biases are added in float32.
-
-        Binary states are exact in it, weights to 8 bits. Real visibles are not: the weights next to them stay.
-        """
-        keep = 0 if self.log_sigma is not None else None
-        return replace(
-            self,
-            weights=tuple(w if n == keep else w.bfloat16() for n, w in enumerate(self.weights)),
-            U=None if self.U is None else self.U.bfloat16(),
-        )
 
     def _scaled(self, visible: Tensor) -> Tensor:
         return visible if self.log_sigma is None else visible * torch.exp(-self.log_sigma)
@@ -465,12 +453,6 @@ class Layered:
             self.domain,
             *(None if t is None else t.double() for t in (self.log_sigma, self.U, self.d)),
         )
-
-
-def _plus_product(total: Tensor, states: Tensor, weights: Tensor) -> Tensor:
-    if weights.dtype == total.dtype:
-        return torch.addmm(total, states, weights)
-    return torch.add(states.to(weights.dtype) @ weights, total)
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from training.config import FitSettings, Recipe
 from training.data import Dataset
 from training.errors import DataError, DivergenceError, RecipeError
 from training.objective import Batch, Draws, Memory, Objective, Sum
+from training.products import Gradient, Outer, dense
 from training.team import ALONE, Team
 
 DEEP = ("dbn", "dbm")
@@ -267,10 +268,12 @@ def train(
         batch = Batch(data.batch(rows, epoch, recipe.seed), labels)
         try:
             draws = Draws(team.seed(recipe.seed), state.step)
-            gradient, state.memory = objective.gradient(model, batch, draws, state.memory)
+            gradient, state.memory = objective.factored(model, batch, draws, state.memory)
         except CapabilityError as error:
             raise RecipeError(f"objective.name: {error}") from error
-        _ascend(state, team.mean(gradient), settings, _rate(settings, state.step, total))
+        if team.size > 1:
+            gradient = {**team.mean(dense(gradient))}
+        _ascend(state, gradient, settings, _rate(settings, state.step, total))
         for name, mean in state.average.items():
             mean.lerp_(state.parameters[name], 1 - (settings.ema or 0.0))
         state.step += 1
@@ -303,21 +306,28 @@ def _rate(settings: FitSettings, step: int, total: int) -> float:
     return settings.learning_rate * (1 - step / total if settings.schedule == "linear" else 1.0)
 
 
-def _ascend(state: FitState, gradient: dict[str, Tensor], settings: FitSettings, rate: float) -> None:
+def _ascend(state: FitState, gradient: Gradient, settings: FitSettings, rate: float) -> None:
     if settings.clip is not None:
-        norm = torch.sqrt(sum((g.square().sum() for g in gradient.values()), torch.zeros(())))
-        if norm > settings.clip:
-            gradient = {name: g.mul_(settings.clip / norm) for name, g in gradient.items()}
+        changes = dense(gradient)
+        norm = torch.sqrt(sum((g.square().sum() for g in changes.values()), torch.zeros(())))
+        gradient = {name: g.mul_(settings.clip / norm) if norm > settings.clip else g for name, g in changes.items()}
     for name, change in gradient.items():
         parameter, step = state.parameters[name], rate * settings.rates.get(name, 1.0)
-        if settings.weight_decay and parameter.ndim >= 2:
-            change.sub_(parameter, alpha=settings.weight_decay)
+        decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
         if settings.optimizer == "adam":
-            _adam(state, name, change, settings, step)
-        elif settings.momentum:
-            parameter.add_(state.velocity[name].mul_(settings.momentum).add_(change, alpha=step))
-        else:  # the same, without passing over memory twice more
-            parameter.add_(change, alpha=step)
+            own = change.dense() if isinstance(change, Outer) else change
+            _adam(state, name, own.sub_(parameter, alpha=decay) if decay else own, settings, step)
+            continue
+        # Without momentum it is the parameter itself that the step is added to: one pass over memory less.
+        total = state.velocity[name].mul_(settings.momentum) if settings.momentum else parameter
+        if decay:
+            total.sub_(parameter, alpha=step * decay)
+        if isinstance(change, Outer):
+            change.add_to(total, step)
+        else:
+            total.add_(change, alpha=step)
+        if settings.momentum:
+            parameter.add_(total)
 
 
 def _adam(state: FitState, name: str, change: Tensor, settings: FitSettings, rate: float) -> None:

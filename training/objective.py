@@ -20,6 +20,7 @@ from models.estimator import LogPartition
 from models.family import Base, EnergyModel
 from models.rng import ChainKeys
 from training.errors import RecipeError
+from training.products import Gradient
 
 Memory = Mapping[str, Tensor]
 """What an objective keeps from step to step: chains, running means. Saved with the run."""
@@ -118,6 +119,11 @@ class Objective(BaseModel, ABC):
 
         Parameters that it leaves alone are absent. The tensors are the caller's to change.
         """
+
+    def factored(self, model: EnergyModel, batch: Batch, draws: Draws, memory: Memory) -> tuple[Gradient, Memory]:
+        """The same, in which products of matrices may be left undone."""
+        gradient, memory = self.gradient(model, batch, draws, memory)
+        return {**gradient}, memory
 
     def log_partition(self, model: EnergyModel, memory: Memory) -> LogPartition | None:  # noqa: ARG002
         """log Z of the model, where the memory tells it."""

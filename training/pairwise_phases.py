@@ -14,6 +14,7 @@ from models.pairwise import Pairwise
 from models.pairwise_family import PairwiseModel
 from training.objective import Batch, Draws, Memory
 from training.phases import Centring, States
+from training.products import Gradient
 
 _FIRST = 0x8000
 """First stream of the chains' first draws, after one for each unit."""
@@ -98,6 +99,13 @@ class PairwisePhases:
         visible = torch.tanh(bias) if self.machine.spin else torch.sigmoid(bias)
         hidden = torch.full_like(self.machine.c, 0.0 if self.machine.spin else 0.5)
         return {"offset": torch.cat((hidden, visible))}
+
+    def factored(
+        self, data: Mapping[str, Tensor], model: Mapping[str, Tensor], memory: Memory, centring: Centring
+    ) -> tuple[Gradient, Memory]:
+        """`contrast`: no product is left undone, as one of all pairs goes into several parameters."""
+        gradient, memory = self.contrast(data, model, memory, centring)
+        return {**gradient}, memory
 
     def contrast(
         self, data: Mapping[str, Tensor], model: Mapping[str, Tensor], memory: Memory, centring: Centring

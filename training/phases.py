@@ -24,10 +24,10 @@ from models.layered import Layered
 from models.layered_family import LayeredModel
 from training.errors import RecipeError
 from training.objective import Batch, Draws, Memory
+from training.products import Gradient, Outer, Products, dense
 
 Centring = Literal["none", "centred", "enhanced"]
 Doubled = Literal["none", "below", "above"]
-Products = Literal["float32", "bfloat16"]
 States = dict[str, Float[Tensor, "n _"]]
 
 _SLIDE = 0.01
@@ -46,12 +46,12 @@ class Phases:
     """Of an RBM that will be an end of a DBM: inputs from the side where the DBM has one more layer count twice."""
 
     products: Products = "float32"
-    """`bfloat16`: matrices are multiplied in bfloat16; parameters, sums and updates stay float32."""
+    """Of the last product, <x y'>; the others are in the precision that whoever asks for them multiplies in."""
 
-    @cached_property
+    @property
     def machine(self) -> Layered:
         """The model's arithmetic."""
-        return self.model.machine if self.products == "float32" else self.model.machine.narrow()
+        return self.model.machine
 
     def data(self, batch: Batch) -> States:
         """Expected states given the data: exact for one hidden layer, else mean-field."""
@@ -173,6 +173,13 @@ class Phases:
     def contrast(
         self, data: Mapping[str, Tensor], model: Mapping[str, Tensor], memory: Memory, centring: Centring
     ) -> tuple[dict[str, Tensor], Memory]:
+        """`factored`, multiplied out."""
+        gradient, memory = self.factored(data, model, memory, centring)
+        return dense(gradient), memory
+
+    def factored(
+        self, data: Mapping[str, Tensor], model: Mapping[str, Tensor], memory: Memory, centring: Centring
+    ) -> tuple[Gradient, Memory]:
         """<x x'>_data - <x x'>_model and the like, as the steepest ascent of the machine written with centred units.
 
         With E = -(x-mu)'W(y-lambda) - (x-mu)'b' - (y-lambda)'c' the gradient in (W, b', c') is that of the
@@ -186,7 +193,7 @@ class Phases:
         machine = self.machine
         data, model = dict(data), dict(model)
         shift, names = {}, self.names
-        gradient: dict[str, Tensor] = {}
+        gradient: Gradient = {}
         if machine.log_sigma is not None:
             gradient[names["log_sigma"]] = self._log_sigma_term(data) - self._log_sigma_term(model)
             raw = data["visible"].mean(0) - model["visible"].mean(0)
@@ -205,43 +212,39 @@ class Phases:
         for name, below, above in self._pairs():
             dW = self._difference(below, above, data, model, around)
             if around and not offset:
+                dW = dW.dense() if isinstance(dW, Outer) else dW
                 dW.addr_(shift[below], around[above]).addr_(around[below], shift[above])
             if offset:
-                pull = dW @ offset[above]
+                pull = dW.times(offset[above]) if isinstance(dW, Outer) else dW @ offset[above]
                 if below == "visible" and machine.log_sigma is not None:
                     pull = machine.log_sigma.exp() * pull
                 biases[below] = biases[below] - pull
-                biases[above] = biases[above] - dW.T @ offset[below]
+                push = dW.transposed().times(offset[below]) if isinstance(dW, Outer) else dW.T @ offset[below]
+                biases[above] = biases[above] - push
             gradient[names[name]] = dW
         for block, change in biases.items():
             gradient[names[f"bias of {block}"]] = change
         return gradient, memory
 
-    def _difference(self, below: str, above: str, data: States, model: States, around: States) -> Tensor:
+    def _difference(self, below: str, above: str, data: States, model: States, around: States) -> Tensor | Outer:
         """<(x - a)(y - b)'>_data - <(x - a)(y - b)'>_model: one product where there are as many chains as examples, or
         twice, or half.
 
-        In bfloat16 a division of states by their number would be off by the same part in all chains, and so make a
-        steady pull: states are multiplied by powers of two alone, and what they add up to is divided in float32.
+        Rounded to bfloat16, states divided by their number would be off by the same part in all chains, and so make a
+        steady pull: states are multiplied by powers of two alone, and what they add up to is divided.
         """
         n, chains = len(data[below]), len(model[below])
         x, y = (self._stacked(block, data, model, around) for block in (below, above))
         if math.frexp(n / chains)[0] == 0.5:
             y[n:] *= -n / chains
-            return (x.T @ y).to(data[below]).mul_(1 / n)
-        ours, theirs = (x[:n].T @ y[:n]).to(data[below]), (x[n:].T @ y[n:]).to(data[below])
-        return ours.mul_(1 / n).sub_(theirs, alpha=1 / chains)
+            return Outer(x, y, 1 / n, self.products)
+        difference = Outer(x[:n], y[:n], 1 / n, self.products).dense()
+        Outer(x[n:], y[n:], 1 / chains, self.products).add_to(difference, -1.0)
+        return difference
 
     def _stacked(self, block: str, data: States, model: States, around: States) -> Tensor:
-        n, chains = len(data[block]), len(model[block])
-        kind = data[block].dtype if self.products == "float32" else torch.bfloat16
-        rows = data[block].new_empty(n + chains, data[block].shape[1], dtype=kind)
-        for states, at in ((data[block], rows[:n]), (model[block], rows[n:])):
-            if around:
-                torch.sub(states, around[block], out=at)
-            else:
-                at.copy_(states)
-        return rows
+        rows = torch.cat((data[block], model[block]))
+        return rows.sub_(around[block]) if around else rows
 
     def _log_sigma_term(self, states: Mapping[str, Tensor]) -> Tensor:
         machine = self.machine

@@ -19,6 +19,7 @@ from training.errors import DataError, DivergenceError, RecipeError
 from training.fit import FitState, begin, manifest, model_of, out_of_patience, steps_per_epoch, train, watch
 from training.likelihood import classification_error, energies, wide
 from training.objective import Batch, Draws, build
+from training.products import dense
 from training.state import Origin
 
 MakeRecipe = Callable[..., Recipe]
@@ -276,6 +277,35 @@ def test_a_gradient_that_is_too_long_is_cut_to_its_largest_norm(make_recipe: Mak
     torch.testing.assert_close(cut, free * (0.01 / free.norm()), rtol=0, atol=1e-6)
     wide_enough = torch.cat([t.flatten() for t in _first_step(make_recipe, clip=100.0).values()])
     assert torch.equal(wide_enough, free)
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        {},
+        {"momentum": 0.9},
+        {"weight_decay": 0.1},
+        {"momentum": 0.9, "weight_decay": 0.1},
+        {"clip": 0.01, "weight_decay": 0.1},
+        {"optimizer": "adam", "weight_decay": 0.1},
+    ],
+)
+def test_products_left_undone_make_the_same_steps(make_recipe: MakeRecipe, fit: dict[str, Any]) -> None:
+    recipe = make_recipe(model={"hidden": 5}, fit={"epochs": 3, "batch_size": 16, "learning_rate": 0.5, **fit})
+    data, objective = dataset(bars()), build({"name": "cd", "centring": "centred"})
+
+    class MultipliedOut(type(objective)):  # type: ignore[misc]
+        def factored(self, *given: Any) -> Any:
+            gradient, memory = super().factored(*given)
+            return dense(gradient), memory
+
+    ends = []
+    for each in (objective, MultipliedOut(**objective.model_dump())):
+        state = begin(recipe, data, each)
+        train(recipe, data, each, state, lambda _state: None)
+        ends.append(state.parameters)
+    for name, parameter in ends[0].items():
+        torch.testing.assert_close(parameter, ends[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_rates_are_factors_and_0_holds_a_parameter_fixed(make_recipe: MakeRecipe) -> None:

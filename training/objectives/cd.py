@@ -10,7 +10,8 @@ from torch import Tensor
 from models.family import Base, EnergyModel
 from models.layered_family import LayeredModel
 from training.objective import Batch, Draws, Memory, Objective
-from training.phases import Centring, Doubled, Phases, Products, expected
+from training.phases import Centring, Doubled, Phases, expected
+from training.products import Gradient, Products, dense, multiplying
 
 
 class CD(Objective):
@@ -40,11 +41,17 @@ class CD(Objective):
         self, model: EnergyModel, batch: Batch, draws: Draws, memory: Memory
     ) -> tuple[dict[str, Tensor], Memory]:
         """Data against the k-th reconstruction, its odd layers at their means."""
+        gradient, memory = self.factored(model, batch, draws, memory)
+        return dense(gradient), memory
+
+    def factored(self, model: EnergyModel, batch: Batch, draws: Draws, memory: Memory) -> tuple[Gradient, Memory]:
+        """The same."""
         assert isinstance(model, LayeredModel)
         phases = Phases(model, doubled=self.doubled, products=self.products)
         first, last = draws.step * self.steps, (draws.step + 1) * self.steps - 1
-        data, odd = phases.from_data(batch, draws, first)
-        if first < last:
-            _, odd = phases.advance(odd, draws, first, last - first)
-        even, inputs = phases.down(odd, draws, last)  # nothing goes on from here: the odd layers need not be drawn
-        return phases.contrast(data, even | expected(inputs), memory, self.centring)
+        with multiplying(self.products):
+            data, odd = phases.from_data(batch, draws, first)
+            if first < last:
+                _, odd = phases.advance(odd, draws, first, last - first)
+            even, inputs = phases.down(odd, draws, last)  # nothing goes on from here: odd layers need not be drawn
+            return phases.factored(data, even | expected(inputs), memory, self.centring)

@@ -12,7 +12,8 @@ from models.layered_family import LayeredModel
 from models.pairwise_family import PairwiseModel
 from training.objective import Batch, Draws, Memory, Objective
 from training.pairwise_phases import PairwisePhases
-from training.phases import Centring, Doubled, Phases, Products
+from training.phases import Centring, Doubled, Phases
+from training.products import Gradient, Products, dense, multiplying
 
 _BEFORE = 1 << 31
 """Number of the burn-in's first sweep, which no sweep of training has."""
@@ -43,19 +44,26 @@ class PCD(Objective):
     def start(self, model: EnergyModel, base: Base, seed: int) -> Memory:
         """Chains from independent visibles with the data's means, after the burn-in; and the offsets."""
         phases = self._phases(model)
-        chains = phases.first(base, self.chains, seed)
-        if self.burn_in:
-            _, chains = phases.advance(chains, Draws(seed, 0), _BEFORE, self.burn_in)
+        with multiplying(self.products):
+            chains = phases.first(base, self.chains, seed)
+            if self.burn_in:
+                _, chains = phases.advance(chains, Draws(seed, 0), _BEFORE, self.burn_in)
         return {f"chains.{b}": s for b, s in chains.items()} | dict(phases.offsets(base, self.centring))
 
     def gradient(
         self, model: EnergyModel, batch: Batch, draws: Draws, memory: Memory
     ) -> tuple[dict[str, Tensor], Memory]:
         """Data against the chains."""
+        gradient, memory = self.factored(model, batch, draws, memory)
+        return dense(gradient), memory
+
+    def factored(self, model: EnergyModel, batch: Batch, draws: Draws, memory: Memory) -> tuple[Gradient, Memory]:
+        """The same."""
         phases = self._phases(model)
         chains = {name.removeprefix("chains."): t for name, t in memory.items() if name.startswith("chains.")}
-        data, seen, chains = phases.both(batch, chains, draws, draws.step * self.steps, self.steps)
-        gradient, kept = phases.contrast(data, seen, memory, self.centring)
+        with multiplying(self.products):
+            data, seen, chains = phases.both(batch, chains, draws, draws.step * self.steps, self.steps)
+            gradient, kept = phases.factored(data, seen, memory, self.centring)
         return gradient, {**kept, **{f"chains.{b}": s for b, s in chains.items()}}
 
     def _phases(self, model: EnergyModel) -> Phases | PairwisePhases:
