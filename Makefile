@@ -44,7 +44,7 @@ demo: install
 	@exec $(BIN)/ebm serve --models "$(EBM_MODELS_DIR)" --host 127.0.0.1 --port $(PORT)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check
