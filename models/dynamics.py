@@ -81,14 +81,15 @@ class Point:
 
 
 def leapfrog(
-    slope: Slope, start: Point, step: Float[Tensor, " n"], steps: int, bounds: Bounds, free: Bool[Tensor, "n visible"]
+    slope: Slope, start: Point, step: Float[Tensor, "n _"], steps: int, bounds: Bounds, free: Bool[Tensor, "n visible"]
 ) -> Point:
-    """`steps` leapfrog steps of each chain's own size (Neal 2011, "MCMC using Hamiltonian dynamics", 2.3 and 5.1).
+    """`steps` leapfrog steps of each chain's own size (Neal 2011, "MCMC using Hamiltonian dynamics", 2.3, 4.1, 5.1).
 
-    Walls turn the momentum of a unit that comes to them. The map keeps volumes, and with the momentum negated it is its
-    own inverse; held units, which have neither momentum nor slope, stay where they are.
+    `step` has one column, or one for each unit: the steps of a diagonal metric, in whose units each momentum is
+    standard normal. Walls turn the momentum of a unit that comes to them. The map keeps volumes, and with the momentum
+    negated it is its own inverse; held units, which have neither momentum nor slope, stay where they are.
     """
-    e = step[:, None]
+    e = step
     x, momentum, gradient = start.x, start.momentum, start.gradient
     for k in range(steps):
         momentum = momentum - (0.5 * e if k == 0 else e) * gradient
@@ -114,7 +115,7 @@ def transition(
     x: Float[Tensor, "n visible"],
     keys: ChainKeys,
     number: Int[Tensor, " n"],
-    step: Float[Tensor, " n"],
+    step: Float[Tensor, "n _"],
     steps: int,
     bounds: Bounds,
     free: Bool[Tensor, "n visible"],

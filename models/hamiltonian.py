@@ -18,6 +18,9 @@ from models.sampler import ChainState, Sampler, SweepInfo
 
 _FARTHEST = 30.0
 """Step sizes are adapted from exp(-30) to exp(30)."""
+_SMALL_VARIANCE = 1e-3
+_FEWEST = 20
+"""Sweeps of an adaptation that can tell scales."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class StepSize:
     target: float
     sweeps: int
     """0: the step size is `initial` throughout, and there are no blocks."""
+    again: int = 0
+    """The sweep after which all this begins anew."""
 
     def blocks(self, chains: int, device: torch.device) -> dict[str, Float[Tensor, "n 1"]]:
         """Before the first sweep."""
@@ -61,14 +66,65 @@ class StepSize:
         """The blocks once the proposal of sweep `number` is known to have had this chance."""
         if not self.sweeps:
             return {}
-        m = number.double()[:, None]
+        m = torch.where(number > self.again, number - self.again, number).double()[:, None]
         share, weight = 1.0 / (m + 10.0), 1.0 / (m.sqrt() * m.sqrt().sqrt())
-        error = (1.0 - share) * blocks["step_error"] + share * (self.target - chance[:, None])
+        so_far = torch.where(m > 1, blocks["step_error"], 0.0)
+        error = (1.0 - share) * so_far + share * (self.target - chance[:, None])
         log_step = math.log(10 * self.initial) - m.sqrt() / 0.05 * error
         log_step = log_step.clamp(-_FARTHEST, _FARTHEST)
         mean = weight * log_step + (1.0 - weight) * blocks["log_step_mean"]
         found = {"log_step": log_step, "log_step_mean": mean, "step_error": error}
         return {name: torch.where(number[:, None] <= self.sweeps, new, blocks[name]) for name, new in found.items()}
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Each chain's own scale of each unit: a diagonal metric, that of the second quarter of the adaptation's sweeps.
+
+    Of these n sweeps' states each unit's variance is taken (Welford 1962), shrunk towards 10^-3 by n / (n + 5) as Stan
+    does; from then on the unit's steps are as many times longer as its standard deviation says.
+    """
+
+    sweeps: int
+    """Of the adaptation; 0: all scales are 1, and there are no blocks."""
+
+    @property
+    def known(self) -> int:
+        """The sweep after which the scales count."""
+        return self.sweeps // 2
+
+    def blocks(self, chains: int, units: int, device: torch.device) -> dict[str, Float[Tensor, "n units"]]:
+        """Before the first sweep."""
+        if not self.sweeps:
+            return {}
+        zeros = torch.zeros(chains, units, dtype=torch.float64, device=device)
+        return {"scale_mean": zeros, "scale_squares": zeros.clone()}
+
+    def at(self, blocks: Mapping[str, Float[Tensor, "n _"]], number: Int[Tensor, " n"]) -> Float[Tensor, "n _"]:
+        """In sweep `number`."""
+        if not self.sweeps:
+            return torch.ones(len(number), 1, dtype=torch.float64, device=number.device)
+        n = self.known - self._first
+        variance = blocks["scale_squares"] / (n + 5) + _SMALL_VARIANCE * 5 / (n + 5)
+        return torch.where((number > self.known)[:, None], variance.sqrt(), 1.0)
+
+    def after(
+        self, blocks: Mapping[str, Float[Tensor, "n _"]], number: Int[Tensor, " n"], x: Float[Tensor, "n units"]
+    ) -> dict[str, Float[Tensor, "n units"]]:
+        """The blocks once sweep `number` has led to x."""
+        if not self.sweeps:
+            return {}
+        count = (number - self._first).clamp(min=1).double()[:, None]
+        apart = x - blocks["scale_mean"]
+        mean = blocks["scale_mean"] + apart / count
+        squares = blocks["scale_squares"] + apart * (x - mean)
+        counts = ((number > self._first) & (number <= self.known))[:, None]
+        found = {"scale_mean": mean, "scale_squares": squares}
+        return {name: torch.where(counts, new, blocks[name]) for name, new in found.items()}
+
+    @property
+    def _first(self) -> int:
+        return self.sweeps // 4
 
 
 class HamiltonianSampler(Sampler):
@@ -84,6 +140,11 @@ class HamiltonianSampler(Sampler):
     def step_sizes(self) -> StepSize:
         """What becomes of the chains' step sizes."""
 
+    @property
+    @abstractmethod
+    def scales(self) -> Scales:
+        """What becomes of the units' scales."""
+
     @classmethod
     def applies_to(cls, model: EnergyModel) -> bool:
         """Models with a gradient."""
@@ -96,9 +157,12 @@ class HamiltonianSampler(Sampler):
         start: Float[Tensor, "n visible"] | None,
         clamp: Clamp | None,
     ) -> ChainState:
-        """Visibles from noise, or from `start` where given; blocks of the step size where it adapts."""
-        begun = sweeping.begin(dynamics.differentiable(model, self.name), keys, start, clamp)
-        blocks = {"visible": begun["visible"], **self.step_sizes.blocks(len(keys), model.device)}
+        """Visibles from noise, or from `start` where given; blocks of what adapts."""
+        x = sweeping.begin(dynamics.differentiable(model, self.name), keys, start, clamp)["visible"]
+        adapting = self.step_sizes.blocks(len(keys), model.device) | self.scales.blocks(
+            len(x), x.shape[1], model.device
+        )
+        blocks = {"visible": x, **adapting}
         return ChainState(blocks, torch.zeros(len(keys), dtype=torch.int64, device=model.device))
 
     def step(
@@ -111,22 +175,23 @@ class HamiltonianSampler(Sampler):
     ) -> tuple[ChainState, SweepInfo]:
         """One proposal for every chain."""
         model = dynamics.differentiable(model, self.name)
-        number, x, sizes = state.sweep + 1, state.visible, self.step_sizes
+        number, x, sizes, scales = state.sweep + 1, state.visible, self.step_sizes, self.scales
         moved = dynamics.transition(
             dynamics.slope_of(model, clamp, beta),
             x,
             keys,
             number,
-            sizes.at(state.blocks, number),
+            sizes.at(state.blocks, number)[:, None] * scales.at(state.blocks, number),
             self.leaps,
             model.bounds,
             dynamics.free_units(x, clamp),
         )
-        blocks = {"visible": moved.x, **sizes.after(state.blocks, number, moved.chance)}
+        adapted = sizes.after(state.blocks, number, moved.chance) | scales.after(state.blocks, number, moved.x)
+        blocks = {"visible": moved.x, **adapted}
         return ChainState(blocks, number), SweepInfo(lambda: moved.x, moved.accepted.double())
 
 
-def check_adaptation(target: float, adaptation: int) -> None:
+def check_adaptation(target: float, adaptation: int, precondition: bool) -> None:
     """Check the settings of a step size's adaptation.
 
     Raises:
@@ -136,3 +201,7 @@ def check_adaptation(target: float, adaptation: int) -> None:
         raise ValueError(f"target must be a number above 0 and below 1; got {target!r}")
     if type(adaptation) is not int or not 0 <= adaptation <= 1_000_000:
         raise ValueError(f"adaptation must be a whole number from 0 to 1000000; got {adaptation!r}")
+    if type(precondition) is not bool:
+        raise ValueError(f"precondition must be true or false; got {precondition!r}")
+    if precondition and adaptation < _FEWEST:
+        raise ValueError(f"precondition needs an adaptation of {_FEWEST} sweeps or more; got {adaptation!r}")

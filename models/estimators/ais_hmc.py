@@ -95,7 +95,7 @@ class _Path:
             gained = (betas[k] - betas[k - 1]) * (-energy - noise.log_prob(x))
             log_weight += torch.where(torch.isfinite(gained), gained, -torch.inf)  # no energy, no weight
             if k < len(betas) - 1:
-                size = torch.full((len(keys),), step_size(k, rate), dtype=torch.float64, device=x.device)
+                size = torch.full((len(keys), 1), step_size(k, rate), dtype=torch.float64, device=x.device)
                 slope = self._between(noise, betas[k])
                 moved = dynamics.transition(slope, x, keys, number + k, size, LEAPS, self.model.bounds, free)
                 x, rate = moved.x, float(moved.chance.mean())

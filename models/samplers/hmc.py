@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.dynamics import check_step_size
-from models.hamiltonian import HamiltonianSampler, StepSize, check_adaptation
+from models.hamiltonian import HamiltonianSampler, Scales, StepSize, check_adaptation
 
 MOST_STEPS = 1000
 
@@ -28,7 +28,9 @@ class HMC(HamiltonianSampler):
     target: float = 0.8
     """The acceptance rate to adapt to, above 0 and below 1."""
     adaptation: int = 200
-    """Sweeps in which a chain's step size adapts, 0..1000000."""
+    """Sweeps in which a chain adapts, 0..1000000."""
+    precondition: bool = False
+    """Whether each unit has a scale of its own, found in the first half of `adaptation`; the second is for the step."""
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -37,7 +39,7 @@ class HMC(HamiltonianSampler):
             ValueError: one is out of range.
         """
         check_step_size(self.step_size)
-        check_adaptation(self.target, self.adaptation)
+        check_adaptation(self.target, self.adaptation, self.precondition)
         if type(self.leapfrog_steps) is not int or not 1 <= self.leapfrog_steps <= MOST_STEPS:
             raise ValueError(
                 f"leapfrog_steps must be a whole number from 1 to {MOST_STEPS}; got {self.leapfrog_steps!r}"
@@ -51,4 +53,9 @@ class HMC(HamiltonianSampler):
     @property
     def step_sizes(self) -> StepSize:
         """From `step_size`, by `adaptation` sweeps."""
-        return StepSize(self.step_size, self.target, self.adaptation)
+        return StepSize(self.step_size, self.target, self.adaptation, self.scales.known)
+
+    @property
+    def scales(self) -> Scales:
+        """Those of `precondition`."""
+        return Scales(self.adaptation if self.precondition else 0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.dynamics import check_step_size
-from models.hamiltonian import HamiltonianSampler, StepSize, check_adaptation
+from models.hamiltonian import HamiltonianSampler, Scales, StepSize, check_adaptation
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class MALA(HamiltonianSampler):
     target: float = 0.574
     """The acceptance rate to adapt to, above 0 and below 1 (Roberts & Rosenthal 1998)."""
     adaptation: int = 200
-    """Sweeps in which a chain's step size adapts, 0..1000000."""
+    """Sweeps in which a chain adapts, 0..1000000."""
+    precondition: bool = False
+    """Whether each unit has a scale of its own, found in the first half of `adaptation`; the second is for the step."""
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -34,7 +36,7 @@ class MALA(HamiltonianSampler):
             ValueError: one is out of range.
         """
         check_step_size(self.step_size)
-        check_adaptation(self.target, self.adaptation)
+        check_adaptation(self.target, self.adaptation, self.precondition)
 
     @property
     def leaps(self) -> int:
@@ -44,4 +46,9 @@ class MALA(HamiltonianSampler):
     @property
     def step_sizes(self) -> StepSize:
         """From `step_size`, by `adaptation` sweeps."""
-        return StepSize(self.step_size, self.target, self.adaptation)
+        return StepSize(self.step_size, self.target, self.adaptation, self.scales.known)
+
+    @property
+    def scales(self) -> Scales:
+        """Those of `precondition`."""
+        return Scales(self.adaptation if self.precondition else 0)

@@ -141,7 +141,7 @@ WALLS = [None, (0.0, 1.0), (-0.3, 0.2)]
 
 def free_flight(model: HasGradient, x: Tensor, p: Tensor, step: float, steps: int) -> Point:
     slope = dynamics.slope_of(model)
-    size = torch.full((len(x),), step, dtype=torch.float64)
+    size = step * torch.linspace(0.5, 1.5, x.shape[1]).double().expand(len(x), -1)  # each unit has its own
     return dynamics.leapfrog(slope, Point(x, p, *slope(x)), size, steps, model.bounds, torch.ones_like(x).bool())
 
 
@@ -388,10 +388,46 @@ def test_chains_accept_as_often_as_they_were_told_to(sampler: Sampler, target: f
     assert float(steps.std()) > 0  # each chain has its own
 
 
+def test_scales_are_those_of_the_second_quarter_and_step_sizes_begin_anew_with_them() -> None:
+    n, sampler = 3, HMC(0.1, 2, adaptation=40, precondition=True)
+    model = Normal(torch.zeros(2).double(), torch.diag(torch.tensor([1e-4, 4.0]).double()))
+    keys, states = ChainKeys.of(4, n), []
+    state = sampler.init(model, keys, None, None)
+    for sweep in range(1, 51):
+        state, _ = sampler.step(model, state, keys)
+        states.append(state.visible)
+        scale = sampler.scales.at(state.blocks, state.sweep)
+        if sweep < 20:
+            assert bool((scale == 1).all())
+        elif sweep > 20:
+            variance = torch.stack(states[10:20]).var(0, unbiased=False)
+            np.testing.assert_allclose(scale, (10 / 15 * variance + 1e-3 * 5 / 15).sqrt(), rtol=1e-10)
+        if sweep == 21:  # as after a first sweep
+            error = state.blocks["step_error"]
+            np.testing.assert_allclose(state.blocks["log_step"], math.log(1.0) - error / 0.05, rtol=1e-12)
+            assert bool((error.abs() <= 0.8 / 11 + 1e-12).all())
+
+
+@pytest.mark.parametrize("make", [lambda p: MALA(precondition=p), lambda p: HMC(precondition=p)])
+def test_preconditioned_chains_cross_a_narrow_law_in_far_fewer_sweeps(make: Callable[[bool], Sampler]) -> None:
+    model = Normal(torch.zeros(4).double(), torch.diag(torch.tensor([0.05, 0.2, 1.0, 5.0]).double().square()))
+    keys, kept = ChainKeys.of(4, 100), []
+    for precondition in (False, True):
+        sampler = make(precondition)
+        state, moved = sampler.init(model, keys, None, None), []
+        for sweep in range(1, 241):
+            before = state.visible
+            state, _ = sampler.step(model, state, keys)
+            if sweep > 200:
+                moved.append((state.visible - before)[:, 3].square())
+        kept.append(float(torch.stack(moved).mean()))
+    assert kept[1] > 20 * kept[0]  # mean squared jumps of the widest unit
+
+
 def test_laws_hold_once_step_sizes_are_kept() -> None:
     model = case("grbm", 2, 3, seed=5, scale=0.7).model
     assert isinstance(model, HasGradient)
-    for sampler in (MALA(adaptation=60), HMC(0.05, 4, adaptation=60)):
+    for sampler in (MALA(adaptation=60), HMC(0.05, 4, adaptation=60), HMC(0.05, 4, adaptation=80, precondition=True)):
         assert Plane(model).p_value(last(sampler, model, CHAINS, 100))[0] > FALSE_ALARM
 
 
@@ -425,6 +461,8 @@ def test_they_apply_to_models_with_gradients(sampler: type[Sampler]) -> None:
         (HMC, {"leapfrog_steps": 0}, "leapfrog_steps must be a whole number from 1 to 1000"),
         (HMC, {"leapfrog_steps": True}, "leapfrog_steps must be a whole number from 1 to 1000"),
         (HMC, {"adaptation": False}, "adaptation must be a whole number from 0"),
+        (MALA, {"adaptation": 19, "precondition": True}, "precondition needs an adaptation of 20 sweeps or more"),
+        (HMC, {"precondition": 1}, "precondition must be true or false"),
     ],
 )
 def test_settings_out_of_range_are_refused(sampler: type[Sampler], settings: dict[str, object], message: str) -> None:
