@@ -19,7 +19,7 @@ from models.sampler import ChainState, Sampler, SweepInfo
 _FARTHEST = 30.0
 """Step sizes are adapted from exp(-30) to exp(30)."""
 _SMALL_VARIANCE = 1e-3
-_FEWEST = 20
+_FEWEST = 40
 """Sweeps of an adaptation that can tell scales."""
 
 
@@ -41,8 +41,8 @@ class StepSize:
     target: float
     sweeps: int
     """0: the step size is `initial` throughout, and there are no blocks."""
-    again: int = 0
-    """The sweep after which all this begins anew."""
+    again: tuple[int, ...] = ()
+    """Sweeps after which all this begins anew."""
 
     def blocks(self, chains: int, device: torch.device) -> dict[str, Float[Tensor, "n 1"]]:
         """Before the first sweep."""
@@ -66,7 +66,7 @@ class StepSize:
         """The blocks once the proposal of sweep `number` is known to have had this chance."""
         if not self.sweeps:
             return {}
-        m = torch.where(number > self.again, number - self.again, number).double()[:, None]
+        m = (number - _before(number, self.again)).double()[:, None]
         share, weight = 1.0 / (m + 10.0), 1.0 / (m.sqrt() * m.sqrt().sqrt())
         so_far = torch.where(m > 1, blocks["step_error"], 0.0)
         error = (1.0 - share) * so_far + share * (self.target - chance[:, None])
@@ -77,36 +77,41 @@ class StepSize:
         return {name: torch.where(number[:, None] <= self.sweeps, new, blocks[name]) for name, new in found.items()}
 
 
+def _before(number: Int[Tensor, " n"], sweeps: tuple[int, ...]) -> Int[Tensor, " n"]:
+    """The last of these sweeps before each number, or 0."""
+    found = torch.zeros_like(number)
+    for sweep in sweeps:
+        found = torch.where(number > sweep, sweep, found)
+    return found
+
+
 @dataclass(frozen=True)
 class Scales:
-    """Each chain's own scale of each unit: a diagonal metric, that of the second quarter of the adaptation's sweeps.
+    """Each chain's own scale of each unit, a diagonal metric: it is found anew thrice in the adaptation's sweeps.
 
-    Of these n sweeps' states each unit's variance is taken (Welford 1962), shrunk towards 10^-3 by n / (n + 5) as Stan
-    does; from then on the unit's steps are as many times longer as its standard deviation says.
+    From the eighth of them to the quarter, from there to the half, and from there to the third quarter each unit's
+    variance is taken (Welford 1962), shrunk towards 10^-3 by n / (n + 5) for n sweeps, as Stan does; from then on the
+    unit's steps are as many times longer as its standard deviation says.
     """
 
     sweeps: int
     """Of the adaptation; 0: all scales are 1, and there are no blocks."""
 
     @property
-    def known(self) -> int:
-        """The sweep after which the scales count."""
-        return self.sweeps // 2
+    def edges(self) -> tuple[int, ...]:
+        """The sweep after which states count, and those after which new scales do."""
+        return (self.sweeps // 8, self.sweeps // 4, self.sweeps // 2, self.sweeps * 3 // 4) if self.sweeps else ()
 
     def blocks(self, chains: int, units: int, device: torch.device) -> dict[str, Float[Tensor, "n units"]]:
         """Before the first sweep."""
         if not self.sweeps:
             return {}
         zeros = torch.zeros(chains, units, dtype=torch.float64, device=device)
-        return {"scale_mean": zeros, "scale_squares": zeros.clone()}
+        return {"scale": zeros + 1.0, "scale_mean": zeros, "scale_squares": zeros.clone()}
 
-    def at(self, blocks: Mapping[str, Float[Tensor, "n _"]], number: Int[Tensor, " n"]) -> Float[Tensor, "n _"]:
-        """In sweep `number`."""
-        if not self.sweeps:
-            return torch.ones(len(number), 1, dtype=torch.float64, device=number.device)
-        n = self.known - self._first
-        variance = blocks["scale_squares"] / (n + 5) + _SMALL_VARIANCE * 5 / (n + 5)
-        return torch.where((number > self.known)[:, None], variance.sqrt(), 1.0)
+    def at(self, blocks: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n _"] | float:
+        """Of the next proposal."""
+        return blocks["scale"] if self.sweeps else 1.0
 
     def after(
         self, blocks: Mapping[str, Float[Tensor, "n _"]], number: Int[Tensor, " n"], x: Float[Tensor, "n units"]
@@ -114,17 +119,21 @@ class Scales:
         """The blocks once sweep `number` has led to x."""
         if not self.sweeps:
             return {}
-        count = (number - self._first).clamp(min=1).double()[:, None]
-        apart = x - blocks["scale_mean"]
-        mean = blocks["scale_mean"] + apart / count
-        squares = blocks["scale_squares"] + apart * (x - mean)
-        counts = ((number > self._first) & (number <= self.known))[:, None]
-        found = {"scale_mean": mean, "scale_squares": squares}
-        return {name: torch.where(counts, new, blocks[name]) for name, new in found.items()}
-
-    @property
-    def _first(self) -> int:
-        return self.sweeps // 4
+        count = (number - _before(number, self.edges)).double()[:, None]
+        first = count == 1
+        mean, squares = (torch.where(first, 0.0, blocks[name]) for name in ("scale_mean", "scale_squares"))
+        apart = x - mean
+        mean = mean + apart / count
+        squares = squares + apart * (x - mean)
+        scale = (squares / (count + 5.0) + _SMALL_VARIANCE * 5.0 / (count + 5.0)).sqrt()
+        ends = torch.zeros_like(number, dtype=torch.bool)
+        for edge in self.edges[1:]:
+            ends |= number == edge
+        return {
+            "scale": torch.where(ends[:, None], scale, blocks["scale"]),
+            "scale_mean": mean,
+            "scale_squares": squares,
+        }
 
 
 class HamiltonianSampler(Sampler):
@@ -181,7 +190,7 @@ class HamiltonianSampler(Sampler):
             x,
             keys,
             number,
-            sizes.at(state.blocks, number)[:, None] * scales.at(state.blocks, number),
+            sizes.at(state.blocks, number)[:, None] * scales.at(state.blocks),
             self.leaps,
             model.bounds,
             dynamics.free_units(x, clamp),

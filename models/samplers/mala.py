@@ -27,7 +27,7 @@ class MALA(HamiltonianSampler):
     adaptation: int = 200
     """Sweeps in which a chain adapts, 0..1000000."""
     precondition: bool = False
-    """Whether each unit has a scale of its own, found in the first half of `adaptation`; the second is for the step."""
+    """Whether each unit has a scale of its own, found in the first three quarters of `adaptation`."""
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -46,7 +46,7 @@ class MALA(HamiltonianSampler):
     @property
     def step_sizes(self) -> StepSize:
         """From `step_size`, by `adaptation` sweeps."""
-        return StepSize(self.step_size, self.target, self.adaptation, self.scales.known)
+        return StepSize(self.step_size, self.target, self.adaptation, self.scales.edges[1:])
 
     @property
     def scales(self) -> Scales:
