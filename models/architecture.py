@@ -27,6 +27,11 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 """By name. A network whose activation has no continuous slope has no continuous score: the first four have one."""
 
 
+Pullback = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
+"""Of flat examples, (n, visible): a network's outputs, (n, outputs), and the map from slopes by them to slopes by the
+examples."""
+
+
 class Network(nn.Module):
     """A body that turns examples into features, (n, F), and a head that turns features into outputs, (n, outputs)."""
 
@@ -65,6 +70,13 @@ class Architecture(BaseModel, ABC):
     def bind(self, shape: tuple[int, ...], outputs: int, parameters: Mapping[str, Tensor]) -> Bound:
         """The network with these parameters: not copies of them."""
         return Bound(self._empty(shape, outputs), shape, dict(parameters))
+
+    def pullback(self, parameters: Mapping[str, Tensor]) -> Pullback | None:  # noqa: ARG002
+        """Slopes by a faster way than automatic differentiation, where there is one. It copies no parameters.
+
+        They are float32, on the CPU.
+        """
+        return None
 
     def _empty(self, shape: tuple[int, ...], outputs: int) -> Network:
         with torch.device("meta"):

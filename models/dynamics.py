@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, no_type_check
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models import rng, sweeping
+from models.compiled import jit
 from models.errors import CapabilityError
 from models.family import Clamp, EnergyModel, HasClasses, HasGradient
 from models.numerics import invariant_sum
@@ -68,6 +72,69 @@ def reflect(
     folded = (low + torch.where(turned, 2 * width - along, along)).clamp(low, high)
     inside = (x >= low) & (x <= high)
     return torch.where(inside, x, folded), turned & ~inside
+
+
+def langevin_step(
+    slope: Slope,
+    x: Float[Tensor, "n visible"],
+    keys: ChainKeys,
+    number: Int[Tensor, " n"],
+    step: float,
+    bounds: Bounds,
+    held: Bool[Tensor, "n visible"] | None,
+) -> Float[Tensor, "n visible"]:
+    """x - (e^2 / 2) grad U(x) + e z, reflected at walls; chains that this leads to no finite place stay where they are.
+
+    z has single precision (`rng.single_normals`): what it lacks is far below the step's own error, of order e^2.
+    """
+    gradient = slope(x)[1]
+    noise = rng.single_normals(keys, number, MOMENTA, x.shape[1])
+    drift = 0.5 * step**2
+    if x.device.type != "cpu":
+        moved, _ = reflect(x - drift * gradient + step * noise.double(), bounds)
+        free = torch.ones_like(x, dtype=torch.bool) if held is None else ~held
+        sound = (torch.isfinite(moved) | ~free).all(1, keepdim=True)
+        return torch.where(free & sound, moved, x)
+    low, high = bounds or (-math.inf, math.inf)
+    after, fixed = torch.empty_like(x), torch.zeros((0, 0), dtype=torch.bool) if held is None else held
+    arrays = [tensor.contiguous().numpy() for tensor in (x, gradient, noise, fixed)]
+    _langevin_kernel(*arrays, drift, float(step), float(low), float(high), after.numpy())
+    return after
+
+
+@jit
+@no_type_check
+def _langevin_kernel(
+    x: Any, gradient: Any, noise: Any, held: Any, drift: Any, step: Any, low: Any, high: Any, out: Any
+) -> None:  # pragma: no cover - compiled
+    # The same operations as above and in `reflect`, in one pass over what is in memory.
+    units, some_held, width = x.shape[1], held.shape[0] > 0, high - low
+    for row in range(x.shape[0]):
+        lost, outside = 0, 0
+        for unit in range(units):
+            to = x[row, unit] - drift * gradient[row, unit] + step * np.float64(noise[row, unit])
+            lost += 0 if abs(to) < np.inf else 1
+            outside += 0 if low <= to <= high else 1
+            out[row, unit] = to
+        if some_held and (lost or outside):
+            lost = 0
+            for unit in range(units):
+                lost += 0 if held[row, unit] or abs(out[row, unit]) < np.inf else 1
+        if lost:
+            for unit in range(units):
+                out[row, unit] = x[row, unit]
+            continue
+        if outside:
+            for unit in range(units):
+                to = out[row, unit]
+                if not low <= to <= high:
+                    along = (to - low) % (2.0 * width)
+                    to = low + (2.0 * width - along if along > width else along)
+                    out[row, unit] = min(max(to, low), high)
+        if some_held:
+            for unit in range(units):
+                if held[row, unit]:
+                    out[row, unit] = x[row, unit]
 
 
 @dataclass(frozen=True)

@@ -426,6 +426,6 @@ class Clamp:
             return torch.where(self.label[:, None] >= 0, held, drawn)
         return drawn
 
-    def rows(self, index: Tensor) -> Clamp:
+    def rows(self, index: Tensor | slice) -> Clamp:
         """The clamps of the rows that `index` selects."""
         return Clamp(self.mask[index], self.value[index], None if self.label is None else self.label[index])

@@ -47,21 +47,29 @@ ROWS = 64
 
 
 def by_rows(
-    function: Callable[..., tuple[Tensor, ...]], rows: int, *arguments: Tensor | None
+    function: Callable[..., tuple[Tensor, ...]], rows: int, *arguments: Tensor | None, most: int | None = None
 ) -> tuple[Float[Tensor, "*shape"], ...]:
     """`function` of the arguments' first dimension in pieces of just so many rows, the last one filled up.
 
     Every piece has the same shape, so that what is found for a row depends neither on how many others there are nor on
-    which.
+    which. With `most`, pieces are of multiples of `rows` up to that: for a function to which they are all the same.
     """
     n = next(len(a) for a in arguments if a is not None)
-    pieces = []
-    for at in range(0, max(n, 1), rows):
-        missing = max(at + rows - n, 0)
+    most, pieces = most or rows, []
+    for at in range(0, max(n, 1), most):
+        size = min(most, -(-max(n - at, 1) // rows) * rows)
+        missing = at + size - n
         piece = [
-            None if a is None else torch.cat((a[at : at + rows], a.new_zeros(missing, *a.shape[1:]))) for a in arguments
+            a
+            if a is None
+            else a[at : at + size]
+            if missing <= 0
+            else torch.cat((a[at:], a.new_zeros(missing, *a.shape[1:])))
+            for a in arguments
         ]
         pieces.append(function(*piece))
+    if len(pieces) == 1:
+        return tuple(part[:n] for part in pieces[0])
     return tuple(torch.cat(parts)[:n] for parts in zip(*pieces, strict=True))
 
 

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, no_type_check
 
-import llvmlite.binding  # type: ignore[import-untyped]
-import numba
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from models.compiled import jit
 from models.errors import InputError
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -109,6 +108,23 @@ _PPND_D = (
     1.0,
 )
 
+_HALF, _TAIL = np.uint32(1 << 31), np.uint32(322_122_547)
+"""In a tail, |u - 1/2| > 0.425, are the words whose distance from 0 or 2^32 - 1 is below the latter."""
+
+# The same in float32 by PPND7 of AS 241, good to 1e-7, and by the logarithm of fdlibm's e_logf.c.
+_PPND7_A = tuple(_F(c) for c in (59.109374720, 159.29113202, 50.434271938, 3.3871327179))
+_PPND7_B = tuple(_F(c) for c in (67.187563600, 78.757757664, 17.895169469))
+_PPND7_C = tuple(_F(c) for c in (0.17023821103, 1.3067284816, 2.7568153900, 1.4234372777))
+_PPND7_D = tuple(_F(c) for c in (0.12021132975, 0.73700164250))
+_LOG32 = tuple(_F(c) for c in (0.24279078841, 0.28498786688, 0.40000972152, 0.66666662693))
+_LOG_LN2_HI32, _LOG_LN2_LO32 = _F(6.9313812256e-01), _F(9.0580006145e-06)
+_SQRT_HALF32, _LOG_MANTISSA32 = np.int32(0x3F3504F3), np.int32(0x007FFFFF)
+_LOG_OFFSET32 = np.int32(0x3F800000 - 0x3F3504F3)
+_HERON32, _NEAR32, _FAR32, _HALF32, _TWO32 = (_F(0.168), _F(1.3)), _F(0.180625), _F(1.6), _F(0.5), _F(2)
+
+_TOGETHER = 1 << 10
+"""Numbers that are worked on at once: they stay in a core's nearest memory."""
+
 _GRAIN = 1 << 16
 """Numbers below which a second thread costs more than it saves."""
 
@@ -130,7 +146,7 @@ class ChainKeys:
         numbers = torch.arange(first, first + chains, dtype=torch.int64, device=device)
         return cls(torch.full_like(numbers, seed), numbers)
 
-    def rows(self, index: Tensor) -> ChainKeys:
+    def rows(self, index: Tensor | slice) -> ChainKeys:
         """The keys of the rows that `index` selects."""
         return ChainKeys(self.seed[index], self.chain[index], None if self.replica is None else self.replica[index])
 
@@ -143,7 +159,7 @@ def random_bits(keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int, units: i
     if keys.seed.device.type != "cpu":
         return _bits_torch(keys, sweep, stream, units)
     out = torch.empty((len(keys), units), dtype=torch.int64)
-    _run(_bits_kernel, keys, sweep, stream, out)
+    over_rows(_bits_kernel, keys, sweep, stream, out)
     return out
 
 
@@ -161,7 +177,16 @@ def normals(keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int, units: int) 
     if keys.seed.device.type != "cpu":
         return _normals_torch(keys, sweep, stream, units)
     out = torch.empty((len(keys), units), dtype=torch.float64)
-    _run(_normals_kernel, keys, sweep, stream, out)
+    over_rows(_normals_kernel, keys, sweep, stream, out)
+    return out
+
+
+def single_normals(keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int, units: int) -> Float[Tensor, "n units"]:
+    """`normals` in single precision, float32: to 1e-6, at a third of the cost (Wichura 1988, AS 241, PPND7)."""
+    if keys.seed.device.type != "cpu":
+        return _single_normals_torch(keys, sweep, stream, units)
+    out = torch.empty((len(keys), units), dtype=torch.float32)
+    over_rows(_single_normals_kernel, keys, sweep, stream, out)
     return out
 
 
@@ -177,7 +202,7 @@ def bernoulli(
     if logits.device.type != "cpu":
         return _bernoulli_torch(logits, keys, sweep, stream)
     out = torch.empty(logits.shape, dtype=logits.dtype)
-    _run(_bernoulli_kernel, keys, sweep, stream, logits, out)
+    over_rows(_bernoulli_kernel, keys, sweep, stream, logits, out)
     return out
 
 
@@ -199,7 +224,7 @@ def categorical(
     if logits.device.type != "cpu":
         return _categorical_torch(logits, keys, sweep, stream)
     out = torch.empty(logits.shape, dtype=torch.float64)
-    _run(_categorical_kernel, keys, sweep, stream, logits.double(), out)
+    over_rows(_categorical_kernel, keys, sweep, stream, logits.double(), out)
     return out
 
 
@@ -245,6 +270,33 @@ def _categorical_torch(logits: Tensor, keys: ChainKeys, sweep: Tensor, stream: i
 
 def _normals_torch(keys: ChainKeys, sweep: Tensor, stream: int, units: int) -> Tensor:
     return _normal_quantile((_bits_torch(keys, sweep, stream, units).double() + 0.5) * _TO_UNIT)
+
+
+def _single_normals_torch(keys: ChainKeys, sweep: Tensor, stream: int, units: int) -> Tensor:
+    words = _bits_torch(keys, sweep, stream, units)
+    q = ((words - (1 << 31)).float() + 0.5) * _TO_UNIT
+    r = float(_NEAR32) - q * q
+    near = q * _horner(r, _floats(_PPND7_A)) / _horner(r, [*_floats(_PPND7_B), 1.0])
+    distance = torch.minimum(words, _MASK - words)
+    x = (distance.float() + 0.5) * _TO_UNIT
+    bits = x.view(torch.int32) + int(_LOG_OFFSET32)
+    k = ((bits >> 23) - 127).float()
+    f = ((bits & int(_LOG_MANTISSA32)) + int(_SQRT_HALF32)).view(torch.float32) - 1.0
+    half_square = 0.5 * f * f
+    s = f / (2.0 + f)
+    z = s * s
+    rest = z * _horner(z, _floats(_LOG32))
+    log = s * (half_square + rest) + k * float(_LOG_LN2_LO32) - half_square + f + k * float(_LOG_LN2_HI32)
+    root = -log * float(_HERON32[0]) + float(_HERON32[1])
+    for _ in range(3):
+        root = (root - log / root) * 0.5
+    r = root - float(_FAR32)
+    far = _horner(r, _floats(_PPND7_C)) / _horner(r, [*_floats(_PPND7_D), 1.0])
+    return torch.where(distance >= int(_TAIL), near, torch.where(words < (1 << 31), -far, far))
+
+
+def _floats(coefficients: Sequence[Any]) -> list[float]:
+    return [float(c) for c in coefficients]
 
 
 def _normal_quantile(u: Tensor) -> Tensor:
@@ -310,8 +362,8 @@ def _bits_torch(keys: ChainKeys, sweep: Tensor, stream: int, units: int) -> Tens
 # --- the same, compiled ---
 
 
-def _run(kernel: Any, keys: ChainKeys, sweep: Tensor, stream: int, *blocks: Tensor) -> None:
-    """Call `kernel` with the keys' columns and `blocks`, the last of which it fills, on parts of the rows.
+def over_rows(kernel: Any, keys: ChainKeys, sweep: Int[Tensor, " n"], stream: int, *blocks: Tensor) -> None:
+    """Call a compiled `kernel` with the keys' columns and `blocks`, the last of which it fills, on parts of the rows.
 
     Rows are split over a pool of our own and not over numba's threads, which abort the process where two Python
     threads start them at once.
@@ -338,19 +390,7 @@ if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
-if _FEATURES.get("avx512f") and numba.config.CPU_FEATURES is None:  # type: ignore[attr-defined]
-    # LLVM prefers vectors of 256 bits even where there are longer ones, which take a quarter off these kernels' time.
-    numba.config.CPU_FEATURES = f"{_FEATURES.flatten()},-prefer-256-bit"  # type: ignore[attr-defined]
-
-
-def _jit(function: Any) -> Any:
-    # No fastmath: contraction or reassociation would change bits. The kernels below are `no_type_check`: a checker of
-    # shapes that wraps functions, as the tests install, would hand numba its wrapper.
-    return numba.njit(nogil=True, fastmath=False, error_model="numpy")(function)
-
-
-@_jit
+@jit
 @no_type_check
 def _row_bits(
     seed: Any, chain: Any, sweep: Any, last: Any, lanes: Any, words: Any
@@ -382,7 +422,7 @@ def _row_bits(
             words[4 * group + lane] = lanes[lane, group]
 
 
-@_jit
+@jit
 @no_type_check
 def _bits_kernel(seeds: Any, chains: Any, sweeps: Any, lasts: Any, out: Any) -> None:  # pragma: no cover - compiled
     rows, units = out.shape
@@ -394,7 +434,7 @@ def _bits_kernel(seeds: Any, chains: Any, sweeps: Any, lasts: Any, out: Any) -> 
             out[row, unit] = np.int64(words[unit])
 
 
-@_jit
+@jit
 @no_type_check
 def _exact_states(logits: Any, words: Any, out: Any) -> None:  # pragma: no cover - compiled
     t = _TAYLOR
@@ -424,7 +464,7 @@ def _exact_states(logits: Any, words: Any, out: Any) -> None:  # pragma: no cove
         out[unit] = 1.0 if uniform * (1.0 + e) < top else 0.0
 
 
-@_jit
+@jit
 @no_type_check
 def _float32_states(logits: Any, words: Any, work: Any, out: Any) -> Any:  # pragma: no cover - compiled
     # The same inequality in float32, whose sides err by less than 1e-6 together. Returns how many units lie within
@@ -459,7 +499,7 @@ def _float32_states(logits: Any, words: Any, work: Any, out: Any) -> Any:  # pra
     return near
 
 
-@_jit
+@jit
 @no_type_check
 def _bernoulli_kernel(
     seeds: Any, chains: Any, sweeps: Any, lasts: Any, logits: Any, out: Any
@@ -475,7 +515,7 @@ def _bernoulli_kernel(
             _exact_states(logits[row], words, out[row])
 
 
-@_jit
+@jit
 @no_type_check
 def _categorical_kernel(
     seeds: Any, chains: Any, sweeps: Any, lasts: Any, logits: Any, out: Any
@@ -509,18 +549,31 @@ def _categorical_kernel(
             out[row, state] = 1.0 if before <= target and cumulative > target else 0.0
 
 
-@_jit
+@jit
 @no_type_check
 def _horner8(x: Any, c: Any) -> Any:  # pragma: no cover - compiled
     return ((((((c[0] * x + c[1]) * x + c[2]) * x + c[3]) * x + c[4]) * x + c[5]) * x + c[6]) * x + c[7]
 
 
-@_jit
+@jit
+@no_type_check
+def _in_tails(words: Any, units: Any) -> Any:  # pragma: no cover - compiled
+    """Writes which words have normal numbers in a tail, three in twenty, and how many there are."""
+    count = 0
+    for unit in range(words.shape[0]):
+        units[count] = unit  # the next one overwrites it, unless it counts: a branch would be mispredicted
+        word = words[unit]
+        count += np.int64((word if word < _HALF else ~word) < _TAIL)
+    return count
+
+
+@jit
 @no_type_check
 def _normals_kernel(seeds: Any, chains: Any, sweeps: Any, lasts: Any, out: Any) -> None:  # pragma: no cover - compiled
     rows, units = out.shape
     lanes = np.empty((4, (units + 3) // 4), np.uint32)
     words = np.empty(4 * lanes.shape[1], np.uint32)
+    tails = np.empty(units + 1, np.int32)
     # Floats and integers that share their memory: for taking numbers apart and putting them together.
     number = np.empty(units)
     pattern = number.view(np.int64)
@@ -529,27 +582,118 @@ def _normals_kernel(seeds: Any, chains: Any, sweeps: Any, lasts: Any, out: Any) 
     for row in range(rows):
         _row_bits(seeds[row], chains[row], sweeps[row], lasts[row], lanes, words)
         for unit in range(units):
-            u = (np.float64(words[unit]) + 0.5) * _TO_UNIT
-            number[unit] = u if u < 0.5 else 1.0 - u
-        for unit in range(units):
-            bits = pattern[unit] + _LOG_OFFSET
-            exponent[unit] = np.float64((bits >> 52) - 1023)
-            pattern[unit] = (bits & _LOG_MANTISSA) + _SQRT_HALF
-        for unit in range(units):
-            f, k = number[unit] - 1.0, exponent[unit]
+            q = (np.float64(words[unit]) + 0.5) * _TO_UNIT - 0.5
+            r = 0.180625 - q * q
+            out[row, unit] = q * _horner8(r, _PPND_A) / _horner8(r, _PPND_B)
+        count = _in_tails(words[:units], tails)
+        for i in range(count):
+            u = (np.float64(words[tails[i]]) + 0.5) * _TO_UNIT
+            number[i] = u if u < 0.5 else 1.0 - u
+        for i in range(count):
+            bits = pattern[i] + _LOG_OFFSET
+            exponent[i] = np.float64((bits >> 52) - 1023)
+            pattern[i] = (bits & _LOG_MANTISSA) + _SQRT_HALF
+        for i in range(count):
+            f, k = number[i] - 1.0, exponent[i]
             half_square = 0.5 * f * f
             s = f / (2.0 + f)
             z = s * s
             rest = z * ((((((c[0] * z + c[1]) * z + c[2]) * z + c[3]) * z + c[4]) * z + c[5]) * z + c[6])
             log = s * (half_square + rest) + k * _LN2_LO - half_square + f + k * _LN2_HI
-            q = (np.float64(words[unit]) + 0.5) * _TO_UNIT - 0.5
-            r = 0.180625 - q * q
-            near = q * _horner8(r, _PPND_A) / _horner8(r, _PPND_B)
             root = -log * _HERON[0] + _HERON[1]
             root = (root - log / root) * 0.5
             root = (root - log / root) * 0.5
             root = (root - log / root) * 0.5
             root = (root - log / root) * 0.5
             r = root - 1.6
-            far = _horner8(r, _PPND_C) / _horner8(r, _PPND_D)
-            out[row, unit] = near if abs(q) <= 0.425 else (-far if q < 0 else far)
+            number[i] = _horner8(r, _PPND_C) / _horner8(r, _PPND_D)
+        for i in range(count):
+            unit = tails[i]
+            out[row, unit] = -number[i] if words[unit] < _HALF else number[i]
+
+
+@jit
+@no_type_check
+def _few_bits(seeds: Any, chains: Any, sweeps: Any, lasts: Any, group: Any, lanes: Any) -> None:  # pragma: no cover
+    # The loop over rows is what is vectorised here, for rows too short for `_row_bits`.
+    mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    m0, m1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+    w0, w1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+    for row in range(seeds.shape[0]):
+        k0, k1 = np.uint64(seeds[row]) & mask, (np.uint64(seeds[row]) >> shift) & mask
+        c0, c1 = np.uint64(group), np.uint64(sweeps[row]) & mask
+        c2, c3 = np.uint64(chains[row]) & mask, np.uint64(lasts[row])
+        for _ in range(10):
+            p0 = c0 * m0
+            p1 = c2 * m1
+            c0 = (p1 >> shift) ^ c1 ^ k0
+            c1 = p1 & mask
+            c2 = (p0 >> shift) ^ c3 ^ k1
+            c3 = p0 & mask
+            k0 = (k0 + w0) & mask
+            k1 = (k1 + w1) & mask
+        lanes[0, row] = c0
+        lanes[1, row] = c1
+        lanes[2, row] = c2
+        lanes[3, row] = c3
+
+
+@jit
+@no_type_check
+def _single_normals_kernel(
+    seeds: Any, chains: Any, sweeps: Any, lasts: Any, out: Any
+) -> None:  # pragma: no cover - compiled
+    rows, units = out.shape
+    groups = (units + 3) // 4
+    together = max(1, _TOGETHER // units)  # rows, so that short ones cost no more than long ones
+    lanes = np.empty((4, max(groups, together)), np.uint32)
+    line = np.empty(4 * groups, np.uint32)
+    words = np.empty(together * units, np.uint32)
+    tails = np.empty(together * units + 1, np.int32)
+    number, exponent = np.empty(together * units, np.float32), np.empty(together * units, np.float32)
+    pattern = number.view(np.int32)
+    flat = out.reshape(rows * units)
+    a, b, c, d = _PPND7_A, _PPND7_B, _PPND7_C, _PPND7_D
+    for first in range(0, rows, together):
+        last = min(rows, first + together)
+        if together < 8:
+            for row in range(first, last):
+                _row_bits(seeds[row], chains[row], sweeps[row], lasts[row], lanes, line)
+                words[(row - first) * units : (row - first + 1) * units] = line[:units]
+        else:
+            for group in range(groups):
+                _few_bits(seeds[first:last], chains[first:last], sweeps[first:last], lasts[first:last], group, lanes)
+                for lane in range(min(4, units - 4 * group)):
+                    for row in range(last - first):
+                        words[row * units + 4 * group + lane] = lanes[lane, row]
+        n = (last - first) * units
+        z = flat[first * units : last * units]
+        for unit in range(n):
+            q = (np.float32(np.int32(words[unit] ^ _HALF)) + _HALF32) * _TO_UNIT32
+            r = _NEAR32 - q * q
+            top = ((a[0] * r + a[1]) * r + a[2]) * r + a[3]
+            z[unit] = q * top / (((b[0] * r + b[1]) * r + b[2]) * r + _UNIT32)
+        count = _in_tails(words[:n], tails)
+        for i in range(count):
+            word = words[tails[i]]
+            number[i] = (np.float32(np.int32(word if word < _HALF else ~word)) + _HALF32) * _TO_UNIT32
+        for i in range(count):
+            bits = pattern[i] + _LOG_OFFSET32
+            exponent[i] = np.float32((bits >> np.int32(23)) - np.int32(127))
+            pattern[i] = (bits & _LOG_MANTISSA32) + _SQRT_HALF32
+        for i in range(count):
+            f, k = number[i] - _UNIT32, exponent[i]
+            half_square = _HALF32 * f * f
+            s = f / (_TWO32 + f)
+            square = s * s
+            rest = square * (((_LOG32[0] * square + _LOG32[1]) * square + _LOG32[2]) * square + _LOG32[3])
+            log = s * (half_square + rest) + k * _LOG_LN2_LO32 - half_square + f + k * _LOG_LN2_HI32
+            root = -log * _HERON32[0] + _HERON32[1]
+            root = (root - log / root) * _HALF32
+            root = (root - log / root) * _HALF32
+            root = (root - log / root) * _HALF32
+            r = root - _FAR32
+            number[i] = (((c[0] * r + c[1]) * r + c[2]) * r + c[3]) / ((d[0] * r + d[1]) * r + _UNIT32)
+        for i in range(count):
+            unit = tails[i]
+            z[unit] = -number[i] if words[unit] < _HALF else number[i]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from models.architecture import ACTIVATIONS, Activation, Architecture, Network
+from models.perceptron import Perceptron
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -30,3 +32,12 @@ class MLP(Architecture):
             layers += [nn.Linear(below, width), ACTIVATIONS[self.activation]()]
             below = width
         return Network(nn.Sequential(*layers), nn.Linear(below, outputs))
+
+    def pullback(self, parameters: Mapping[str, Tensor]) -> Perceptron:
+        """Compiled."""
+        layers = [*(f"body.{2 * n + 1}" for n in range(len(self.hidden))), "head"]
+        return Perceptron(
+            [parameters[f"{layer}.weight"] for layer in layers],
+            [parameters[f"{layer}.bias"] for layer in layers],
+            self.activation,
+        )

@@ -9,10 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import dynamics, rng, sweeping
+from models import dynamics, sweeping
 from models.family import Clamp, EnergyModel, HasGradient
 from models.rng import ChainKeys
 from models.sampler import ChainState, Sampler, SweepInfo
+
+_ROWS, _NUMBERS = 256, 1 << 17
+"""Chains that are moved at once: what a step makes of them stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,17 @@ class Langevin(Sampler):
         """One step of every chain."""
         model = dynamics.differentiable(model, self.name)
         number, x = state.sweep + 1, state.visible
-        _, gradient = dynamics.slope_of(model, clamp, beta)(x)
-        noise = rng.normals(keys, number, dynamics.MOMENTA, x.shape[1])
-        proposal = x - 0.5 * self.step_size**2 * gradient + self.step_size * noise
-        moved, _ = dynamics.reflect(proposal, model.bounds)
-        free = dynamics.free_units(x, clamp)
-        sound = (torch.isfinite(moved) | ~free).all(1, keepdim=True)
-        after = torch.where(free & sound, moved, x)
+        together = max(_ROWS, _NUMBERS // x.shape[1] // _ROWS * _ROWS)
+        pieces = []
+        for at in range(0, max(len(x), 1), together):
+            rows = slice(at, at + together)
+            held = None if clamp is None else clamp.rows(rows)
+            slope = dynamics.slope_of(model, held, None if beta is None else beta[rows])
+            mask = None if held is None else held.mask
+            pieces.append(
+                dynamics.langevin_step(
+                    slope, x[rows], keys.rows(rows), number[rows], self.step_size, model.bounds, mask
+                )
+            )
+        after = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
         return ChainState({"visible": after}, number), SweepInfo(lambda: after)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -26,6 +27,7 @@ from models.family import Clamp, HasGradient
 from models.hamiltonian import StepSize
 from models.rng import ChainKeys
 from models.sampler import ChainState, Sampler
+from models.samplers import langevin
 from models.samplers.hmc import HMC
 from models.samplers.langevin import Langevin
 from models.samplers.mala import MALA
@@ -206,6 +208,34 @@ def test_langevin_steps_lead_to_finite_places_only() -> None:
     assert bool(torch.isfinite(last(Langevin(1e3), Bowl(None), 50, 40)).all())
 
 
+@pytest.mark.parametrize("walls", [None, (-1.0, 1.0)])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("step_size", [0.1, 3.0])
+def test_a_langevin_step_is_what_its_single_operations_make(
+    walls: tuple[float, float] | None, held: bool, step_size: float
+) -> None:
+    # Bit for bit, with units held, walls met many times over, and a chain that has no finite place to go to.
+    model, n = Bowl(walls), 600
+    keys, number, x = ChainKeys.of(4, n), torch.full((n,), 9), normal((n, 3), 6).clamp(-1, 1)
+    beta = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    beta[5] = torch.inf
+    clamp = widen(clamp_row(3, {1: 0.5}), n) if held else None
+    x = x if clamp is None else clamp.apply(x)
+    _, gradient = dynamics.slope_of(model, clamp, beta)(x)
+    noise = rng.single_normals(keys, number, dynamics.MOMENTA, 3).double()
+    moved, _ = dynamics.reflect(x - 0.5 * step_size**2 * gradient + step_size * noise, walls)
+    free = dynamics.free_units(x, clamp)
+    sound = (torch.isfinite(moved) | ~free).all(1, keepdim=True)
+    assert torch.equal(sound[:, 0].logical_not().nonzero()[:, 0], torch.tensor([5]))
+    expected = torch.where(free & sound, moved, x)
+    state = ChainState({"visible": x}, number - 1)
+    assert torch.equal(Langevin(step_size).step(model, state, keys, clamp, beta)[0].visible, expected)
+    with patch.object(langevin, "_ROWS", 7), patch.object(langevin, "_NUMBERS", 1):
+        assert torch.equal(Langevin(step_size).step(model, state, keys, clamp, beta)[0].visible, expected)
+    empty = Langevin(step_size).step(model, ChainState({"visible": x[:0]}, number[:0]), keys.rows(slice(0, 0)))
+    assert empty[0].visible.shape == (0, 3)
+
+
 # --- laws ---
 
 CHAINS = 6000
@@ -243,8 +273,11 @@ def test_chains_follow_the_law_of_the_energy(
 
 @contextmanager
 def noise_scaled(by: float) -> Iterator[None]:
-    real = rng.normals
-    with patch.object(rng, "normals", lambda *of: by * real(*of)):
+    real, single = rng.normals, rng.single_normals
+    with (
+        patch.object(rng, "normals", lambda *of: by * real(*of)),
+        patch.object(rng, "single_normals", lambda *of: by * single(*of)),
+    ):
         yield
 
 
@@ -273,7 +306,11 @@ def stopped_at_walls() -> Iterator[None]:
     def stop(x: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
         return x.clamp(*bounds), torch.zeros_like(x).bool()
 
-    with patch.object(dynamics, "reflect", stop):
+    def stop_compiled(x: np.ndarray, slope: np.ndarray, noise: np.ndarray, _: object, drift: float, *of: Any) -> None:
+        step, low, high, out = of
+        out[:] = np.clip(x - drift * slope + step * noise, low, high)
+
+    with patch.object(dynamics, "reflect", stop), patch.object(dynamics, "_langevin_kernel", stop_compiled):
         yield
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from models import catalog
-from models.architecture import architectures, read
+from models.architecture import ACTIVATIONS, Activation, architectures, read
+from models.architectures.mlp import MLP
 from models.errors import CapabilityError, CheckpointError
 from models.families.jem import JEM
 from models.network_family import NetworkEnergy
@@ -60,6 +61,54 @@ def test_bits_of_a_row_do_not_depend_on_its_batch(name: str, threads: int) -> No
         torch.set_num_threads(before)
     assert energy.dtype == gradient.dtype == torch.float64
     assert [len(t) for t in model.energy_and_gradient(x[:0])] == [0, 0]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("hidden", [[7], [33, 20, 9]])
+def test_compiled_slopes_of_a_perceptron_are_those_of_automatic_differentiation(
+    activation: Activation, hidden: list[int]
+) -> None:
+    # To single precision, out to where exponentials saturate; the reference is computed in double precision.
+    architecture = MLP(hidden=hidden, activation=activation)
+    shapes = architecture.shapes((5,), 3)
+    parameters = {name: normal(shape, n, 0.7) for n, (name, shape) in enumerate(shapes.items())}
+    x = torch.cat((normal((200, 5), 20, 3.0), normal((60, 5), 21, 300.0))).float()
+    for label in (None, torch.arange(260) % 4 - 1):
+        model, exact = (
+            JEM(architecture, (5,), "real", {n: t.to(dtype) for n, t in parameters.items()}, 3, 1.5)
+            for dtype in (torch.float32, torch.float64)
+        )
+        assert model._pullback is not None
+        assert exact._pullback is None
+        found, expected = model.energy_and_gradient(x, label), exact.energy_and_gradient(x, label)
+        for a, b in zip(found, expected, strict=True):
+            scale = b.abs().reshape(260, -1).amax(1).clamp(min=1.0).reshape(-1, *[1] * (b.ndim - 1))
+            np.testing.assert_allclose(a / scale, b / scale, atol=2e-5)
+
+
+def test_compiled_slopes_go_by_parameters_as_they_are_now() -> None:
+    # Training changes them in place.
+    model, x = model_of("mlp_energy", dtype=torch.float32), points(3, dtype=torch.float32)
+    before = model.energy_and_gradient(x)[1]
+    for parameter in model.tensors().values():
+        parameter.mul_(2.0)
+    after = model.energy_and_gradient(x)[1]
+    assert not torch.equal(after, before)
+    slope = torch.func.grad(lambda at: model.energy(at).sum())(x)
+    np.testing.assert_allclose(after, slope, atol=1e-4)
+
+
+def test_pieces_are_as_large_as_bits_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("mlp_energy", dtype=torch.float32)
+    assert model._most_rows in (64, 256)
+    slope = NetworkEnergy._slope
+
+    def by_size(self: NetworkEnergy, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        energy, gradient = slope(self, x, label)
+        return energy, gradient * (1 + 1e-6 * (len(x) == 192))
+
+    monkeypatch.setattr(NetworkEnergy, "_slope", by_size)
+    assert model_of("mlp_energy", dtype=torch.float32)._most_rows == 64
 
 
 def test_threads_may_share_a_network() -> None:

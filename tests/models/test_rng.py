@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -283,6 +284,7 @@ def all_draws(keys: ChainKeys, sweep: torch.Tensor, logits: torch.Tensor) -> lis
     return [
         rng.random_bits(keys, sweep, 1, 37),
         rng.normals(keys, sweep, 2, 37),
+        rng.single_normals(keys, sweep, 2, 37),
         rng.bernoulli(logits, keys, sweep, 3),
         rng.bernoulli(logits.float(), keys, sweep, 3),
         rng.categorical(logits, keys, sweep, 4),
@@ -355,12 +357,41 @@ def test_the_normal_quantile_is_accurate_and_antisymmetric_on_all_its_range() ->
     assert np.abs(z).max() < 6.34
 
 
-def test_normal_numbers_are_the_same_in_any_batch_at_any_position() -> None:
+@pytest.mark.parametrize("shape", [*SHAPES, (40, 999), (1100, 3), (3, 2050)])
+@pytest.mark.parametrize("stream", [0, 255])
+def test_single_normal_numbers_are_those_in_double_precision_to_1e_6_on_both_paths(
+    shape: tuple[int, int], stream: int
+) -> None:
+    seed, chain, sweep = tensors(*rows_of(shape[0], np.random.default_rng(stream * 1000 + shape[1])))
+    keys = ChainKeys(seed, chain)
+    found = rng.single_normals(keys, sweep, stream, shape[1])
+    assert found.dtype == torch.float32
+    assert torch.equal(found, rng._single_normals_torch(keys, sweep, stream, shape[1]))
+    exact = rng.normals(keys, sweep, stream, shape[1])
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-9)
+
+
+def test_single_normal_numbers_are_accurate_and_antisymmetric_on_all_their_range() -> None:
+    words = np.concatenate((EDGE_BITS, np.geomspace(1, 2**31, 20001), 2**32 - np.geomspace(1, 2**31, 20001)))
+    words = np.floor(words).clip(0, 2**32 - 1).astype(np.int64)
+    with patch.object(rng, "_bits_torch", lambda *_: torch.from_numpy(words)[None]):
+        z = rng._single_normals_torch(ChainKeys.of(0, 1), torch.zeros(1, dtype=torch.int64), 0, len(words))[0].numpy()
+    with patch.object(rng, "_bits_torch", lambda *_: torch.from_numpy(2**32 - 1 - words)[None]):
+        other = rng._single_normals_torch(ChainKeys.of(0, 1), torch.zeros(1, dtype=torch.int64), 0, len(words))[0]
+    np.testing.assert_allclose(z, special.ndtri((words + 0.5) * 2.0**-32), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(other.numpy(), -z, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("drawn", [rng.normals, rng.single_normals])
+@pytest.mark.parametrize("units", [2, 33])
+def test_normal_numbers_are_the_same_in_any_batch_at_any_position(
+    drawn: Callable[[ChainKeys, torch.Tensor, int, int], torch.Tensor], units: int
+) -> None:
     keys, sweep = ChainKeys.of(5, 30), torch.arange(30)
-    together = rng.normals(keys, sweep, 0, 33)
+    together = drawn(keys, sweep, 0, units)
     order = torch.from_numpy(np.random.default_rng(0).permutation(30))
-    assert torch.equal(rng.normals(keys.rows(order), sweep[order], 0, 33), together[order])
-    assert torch.equal(rng.normals(keys.rows(order[:1]), sweep[order[:1]], 0, 7), together[order[:1], :7])
+    assert torch.equal(drawn(keys.rows(order), sweep[order], 0, units), together[order])
+    assert torch.equal(drawn(keys.rows(order[:1]), sweep[order[:1]], 0, 1), together[order[:1], :1])
 
 
 def normality(z: np.ndarray) -> float:
@@ -374,6 +405,7 @@ def normality(z: np.ndarray) -> float:
 def test_normal_numbers_have_the_normal_law() -> None:
     # Four tests at 1e-6 each of 2^20 numbers: a correct generator fails with probability 4e-6 over seeds.
     keys, at = ChainKeys.of(31, 1 << 12), torch.zeros(1 << 12, dtype=torch.int64)
+    assert normality(rng.single_normals(keys, at, 0, 256).double().numpy()) > 1e-6
     z, u = rng.normals(keys, at, 0, 256).numpy(), rng.uniforms(keys, at, 0, 256 * 12).numpy()
     assert normality(z) > 1e-6
     mutants = {
