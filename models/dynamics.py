@@ -70,6 +70,23 @@ def reflect(
     return torch.where(inside, x, folded), turned & ~inside
 
 
+def langevin(
+    slope: Slope,
+    x: Float[Tensor, "n visible"],
+    noise: Float[Tensor, "n visible"],
+    step: float,
+    bounds: Bounds,
+    free: Bool[Tensor, "n visible"],
+) -> Float[Tensor, "n visible"]:
+    """A step from x to x - (e^2 / 2) grad U(x) + e z, z the noise, reflected at walls.
+
+    Held units stay where they are, and so does a chain whose step leads to no finite place.
+    """
+    moved, _ = reflect(x - 0.5 * step**2 * slope(x)[1] + step * noise, bounds)
+    sound = (torch.isfinite(moved) | ~free).all(1, keepdim=True)
+    return torch.where(free & sound, moved, x)
+
+
 @dataclass(frozen=True)
 class Point:
     """Chains in phase space, with the energy and its gradient where they are."""

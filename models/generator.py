@@ -16,6 +16,8 @@ from models.errors import CheckpointError
 from models.manifest import Manifest
 
 PREFIX = "generator."
+LOG_STD = f"{PREFIX}log_std"
+"""The logarithm of the noise's standard deviation, where that is a parameter."""
 
 
 @dataclass(frozen=True, eq=False)

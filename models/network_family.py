@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,18 @@ from models.manifest import Manifest
 from models.numerics import ROWS, by_rows
 
 FEATURES = "features"
+
+
+def read_prior_std(config: Mapping[str, Any]) -> float | None:
+    """`config.prior_std`, or None where there is none.
+
+    Raises:
+        CheckpointError: it is no standard deviation.
+    """
+    std = config.get("prior_std")
+    if std is not None and (type(std) not in (int, float) or not 0 < std < float("inf")):
+        raise CheckpointError(f"config.prior_std must be a number above 0, or absent; found {std!r}")
+    return std
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,16 +79,13 @@ class NetworkEnergy(HasGradient, HasFeatures):
         Raises:
             CheckpointError: `config.prior_std` is no standard deviation.
         """
-        std = manifest.config.get("prior_std")
-        if std is not None and (type(std) not in (int, float) or not 0 < std < float("inf")):
-            raise CheckpointError(f"config.prior_std must be a number above 0, or absent; found {std!r}")
         return cls(
             read(manifest.config, cls.kinds()),
             tuple(manifest.visible.shape),
             manifest.visible.domain,
             dict(tensors),
             len(manifest.classes or ()),
-            std,
+            read_prior_std(manifest.config),
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -67,11 +67,7 @@ class Langevin(Sampler):
         """One step of every chain."""
         model = dynamics.differentiable(model, self.name)
         number, x = state.sweep + 1, state.visible
-        _, gradient = dynamics.slope_of(model, clamp, beta)(x)
         noise = rng.normals(keys, number, dynamics.MOMENTA, x.shape[1])
-        proposal = x - 0.5 * self.step_size**2 * gradient + self.step_size * noise
-        moved, _ = dynamics.reflect(proposal, model.bounds)
-        free = dynamics.free_units(x, clamp)
-        sound = (torch.isfinite(moved) | ~free).all(1, keepdim=True)
-        after = torch.where(free & sound, moved, x)
+        slope, free = dynamics.slope_of(model, clamp, beta), dynamics.free_units(x, clamp)
+        after = dynamics.langevin(slope, x, noise, self.step_size, model.bounds, free)
         return ChainState({"visible": after}, number), SweepInfo(lambda: after)
