@@ -54,8 +54,8 @@ class Adversarial(ScalarEnergy, HasGenerator):
         Raises:
             CheckpointError: `config` is not what it should be, or log_std is the logarithm of no standard deviation.
         """
-        if not abs(float(tensors[LOG_STD])) <= 80:
-            raise CheckpointError(f"tensor {LOG_STD} must lie within -80 and 80; found {float(tensors[LOG_STD]):g}")
+        if abs(float(tensors[LOG_STD])) > 40:
+            raise CheckpointError(f"tensor {LOG_STD} is the logarithm of a standard deviation beyond +-40")
         own = {name: tensor for name, tensor in tensors.items() if name != LOG_STD}
         return cls(
             architecture=read(architecture_of(manifest, "energy"), cls.kinds()),
