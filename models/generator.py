@@ -22,7 +22,7 @@ LOG_STD = f"{PREFIX}log_std"
 
 @dataclass(frozen=True, eq=False)
 class Generator:
-    """G(z) of latent z, (n, latent) -> (n, D): a network's outputs, through the logistic where the visibles are `unit`."""
+    """G(z) of latent z, (n, latent) -> (n, D): a network's outputs, through the logistic where visibles are `unit`."""
 
     architecture: Architecture
     latent: int

@@ -183,9 +183,7 @@ def begin(
     limits = recipe.fit.spectral_norm if isinstance(recipe.fit.spectral_norm, dict) else {}
     for setting, named in {"rates": recipe.fit.rates, "spectral_norm": limits}.items():
         if unknown := [key for key in sorted(named) if not any(_is_of(key, name) for name in parameters)]:
-            raise RecipeError(
-                f"fit.{setting}: {of.family} has no {', '.join(unknown)}; it has {', '.join(parameters)}"
-            )
+            raise RecipeError(f"fit.{setting}: {of.family} has no {', '.join(unknown)}; it has {', '.join(parameters)}")
     memory = objective.noted(objective.start(model, base, team.seed(recipe.seed)), data.train)
     velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
     if recipe.fit.optimizer == "adam":

@@ -88,7 +88,9 @@ def test_what_does_not_describe_two_networks_is_refused(config: dict[str, Any], 
 
 @pytest.mark.parametrize("log_std", [41.0, -41.0, 1e30])
 def test_a_log_std_whose_exponential_is_no_number_is_refused(log_std: float) -> None:
-    with pytest.raises(CheckpointError, match=r"generator.log_std is the logarithm of a standard deviation beyond \+-40"):
+    with pytest.raises(
+        CheckpointError, match=r"generator.log_std is the logarithm of a standard deviation beyond \+-40"
+    ):
         changed({}, log_std)
 
 

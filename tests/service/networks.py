@@ -177,7 +177,9 @@ def adversarial(seed: int) -> Net:
     made = {"body.1.weight": _weights(rng, 4, 2), "body.1.bias": rng.normal(size=4)}
     made |= {"head.weight": _weights(rng, 3, 4, scale=2.0), "head.bias": rng.normal(size=3)}
     arrays = {f"energy.{name}": array for name, array in energy.arrays.items()}
-    arrays |= {f"generator.{name}": array for name, array in made.items()} | {"generator.log_std": np.array(np.log(std))}
+    arrays |= {f"generator.{name}": array for name, array in made.items()} | {
+        "generator.log_std": np.array(np.log(std))
+    }
     generator = {"name": "mlp", "hidden": [4], "activation": "tanh"}
     architecture = {"energy": energy.manifest["config"]["architecture"], "generator": generator}
     config = energy.manifest["config"] | {"architecture": architecture, "latent": 2}

@@ -27,7 +27,7 @@ MODELS = {
     "pets": mlp("jem", [1, 2], [8, 8], 5, domain="unit", classes=PETS, scale=6.0),
     "pets-real": mlp("jem", [3], [8], 6, classes=PETS, prior_std=1.0),
     "pets-images": resnet(7, PETS),
-    "rivals": adversarial(8),
+    "rivals": adversarial(9),
 }
 CLASSED = [name for name, model in MODELS.items() if model.classes]
 FINE = {"sampler": {"name": "langevin", "step_size": 0.06}}
@@ -287,21 +287,21 @@ def test_a_job_has_the_same_bits_alone_and_beside_others(server: Server, name: s
 
 
 def test_draws_of_a_generator_follow_its_law_and_langevin_steps_lead_to_the_energys(server: Server) -> None:
-    model, chains = MODELS["rivals"], 2000
+    model, chains = MODELS["rivals"], 500
     assert model.draw is not None
     source = np.random.default_rng(1)
-    own, job = draws(server, "rivals", chains=chains, draws=1, seed=5, sampler={"name": "generator"})
+    own, job = draws(server, "rivals", chains=chains, draws=1, burn_in=0, seed=5, sampler={"name": "generator"})
     assert job["result"]["approximate"] is True
     drawn = model.draw(source, 100_000)
-    # Of 2000 draws; |z| beyond 5 at any of three units, in mean or spread, comes once in 10^5 seeds.
+    # |z| beyond 5 at any of three units, in mean or spread, comes once in 10^5 seeds.
     np.testing.assert_allclose(own[:, 0].mean(0), drawn.mean(0), atol=5 * drawn.std(0).max() / chains**0.5)
-    np.testing.assert_allclose(own[:, 0].std(0), drawn.std(0), rtol=0.12)
-    refined = {"name": "generator", "steps": 150, "step_size": 0.2}
-    found, _ = draws(server, "rivals", chains=chains, draws=1, seed=6, sampler=refined)
+    np.testing.assert_allclose(own[:, 0].std(0), drawn.std(0), rtol=0.2)
+    refined = {"name": "generator", "steps": 100, "step_size": 0.5}
+    found, _ = draws(server, "rivals", chains=chains, draws=1, burn_in=0, seed=6, sampler=refined)
     proposals = source.normal(size=(200_000, 3)) * 1.5  # the quadratic term's law: what is left weighs them
     expected = means(model.outputs(proposals)[:, 0], proposals)
     np.testing.assert_allclose(found[:, 0].mean(0), expected, atol=5 * found[:, 0].std(0).max() / chains**0.5 + 0.03)
-    assert np.abs(drawn.mean(0) - expected).max() > 0.4  # the two laws are told apart
+    assert np.abs(drawn.mean(0) - expected).max() > 1.0  # the two laws are told apart
 
 
 def test_completions_from_a_generator_keep_what_was_sent_and_say_that_they_are_approximate(server: Server) -> None:

@@ -450,9 +450,7 @@ def test_every_network_of_a_model_begins_as_torch_makes_it(make_recipe: MakeReci
     found = begin(recipe, make(), build(objective)).parameters
     torch.manual_seed(3)
     theirs = [torch.nn.Linear(*size) for size in ((3, 4), (4, 1), (2, 4), (4, 3))]
-    for layer, name in zip(
-        theirs, ("energy.body.1", "energy.head", "generator.body.1", "generator.head"), strict=True
-    ):
+    for layer, name in zip(theirs, ("energy.body.1", "energy.head", "generator.body.1", "generator.head"), strict=True):
         assert torch.equal(found[f"{name}.weight"], layer.weight)
         assert torch.equal(found[f"{name}.bias"], layer.bias)
     assert float(found["generator.log_std"]) == -1.5
@@ -535,7 +533,12 @@ def test_divergence_is_told_apart_with_what_to_lower(make_recipe: MakeRecipe) ->
         (clouds, _MLP | {"latent": 3}, {"name": "sliced"}, r"model\.latent: mlp_energy has no generator"),
         (clouds, _PARTS | {"latent": None}, {"name": "sliced"}, r"model: config\.latent must say"),
         (clouds, _PARTS | {"hidden": 3}, {"name": "sliced"}, r"model\.hidden: adversarial is a network"),
-        (clouds, _PARTS | {"architecture": {"energy": _SMALL}}, {"name": "sliced"}, r"architecture\.generator must say"),
+        (
+            clouds,
+            _PARTS | {"architecture": {"energy": _SMALL}},
+            {"name": "sliced"},
+            r"architecture\.generator must say",
+        ),
         (
             clouds,
             _PARTS | {"architecture": {"energy": _SMALL, "generator": _SMALL, "critic": _SMALL}},

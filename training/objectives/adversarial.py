@@ -113,8 +113,8 @@ class Adversarial(Objective):
         if not abs(data - made) <= self.largest_gap:  # NaN too
             raise DivergenceError(
                 f"training diverged: at step {step} the mean energies of data ({data:.4g}) and generator ({made:.4g}) "
-                f"are more than objective.largest_gap = {self.largest_gap:g} nats apart. Lower fit.learning_rate (or the "
-                "energy's alone, by fit.rates), or raise objective.gradient_penalty, or set fit.clip or "
+                f"are more than objective.largest_gap = {self.largest_gap:g} nats apart. Lower fit.learning_rate (or "
+                "the energy's alone, by fit.rates), or raise objective.gradient_penalty, or set fit.clip or "
                 "fit.spectral_norm"
             )
 
@@ -144,7 +144,7 @@ def followed(
     precision: Float[Tensor, " latent"],
     draws: Draws,
 ) -> Float[Tensor, " latent"]:
-    """The running mean of -d^2 log q(x, z) / dz_i^2 over N(z0, eta^2 I), with the draws of this step (Stein's lemma)."""
+    """The running mean of -d^2 log q(x, z) / dz_i^2 over N(z0, eta^2 I), from this step's draws (Stein's lemma)."""
     away = _away(z, 1, draws)[:, 0]
     near = (z + precision.rsqrt() * away).requires_grad_()
     log_likelihood = -(x - model.generate(near)).square().sum() / (2 * model.generator_std**2)
