@@ -155,7 +155,7 @@ def test_langevin_steps_lead_from_the_generators_law_to_the_energys() -> None:
     flat = {n: torch.zeros_like(t) for n, t in model.tensors().items()}
     tensors = flat | {"generator.head.bias": torch.full((2,), 4.0).double(), LOG_STD: torch.tensor(-2.0).double()}
     plain = catalog.build(of.manifest, tensors)
-    n, keys, found = 3000, ChainKeys.of(3, 3000), list[Tensor]()
+    n, keys, found = 1000, ChainKeys.of(3, 1000), list[Tensor]()
     for steps in (0, 60):
         sampler = FromGenerator(steps=steps, step_size=0.6)
         state = sampler.init(plain, keys, None, None)
@@ -164,7 +164,7 @@ def test_langevin_steps_lead_from_the_generators_law_to_the_energys() -> None:
     assert float((found[0].mean(0) - 4).abs().max()) < 5.2 * math.exp(-2) / math.sqrt(n)
     left = 4 * (1 - 0.5 * 0.6**2 / 1.5**2) ** 60
     assert float((found[1].mean(0) - left).abs().max()) < 5.2 * 1.6 / math.sqrt(n)
-    np.testing.assert_allclose(found[1].std(0), 1.5 / math.sqrt(1 - 0.6**2 / 1.5**2 / 4), rtol=0.1)
+    np.testing.assert_allclose(found[1].std(0), 1.5 / math.sqrt(1 - 0.6**2 / 1.5**2 / 4), rtol=0.12)
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ def test_the_widths_follow_the_curvature_of_the_posterior() -> None:
 @pytest.mark.parametrize(("weight", "posterior_std"), [(1.0, None), (0.25, 0.7)])
 def test_a_generator_alone_comes_to_the_law_of_a_gaussian_energy(weight: float, posterior_std: float | None) -> None:
     # The energy held, the generator's best law is N(MEAN, weight I): the entropy's weight is a temperature.
-    model, objective = linear(), adversarial(entropy_weight=weight, posterior_std=posterior_std)
-    tensors, memory, steps = model.tensors(), objective.start(model, {}, 1), 400
+    model, objective = linear(), adversarial(entropy_weight=weight, posterior_std=posterior_std, posterior_samples=12)
+    tensors, memory, steps = model.tensors(), objective.start(model, {}, 1), 250
     for step in range(steps):
         data = Batch(torch.zeros(150, 2).double())
         gradient, memory = objective.gradient(model, data, Draws(2, step), memory)
