@@ -279,9 +279,11 @@ def _network(
 
 def _networks(of: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Network]:
     """By what the names of their parameters begin with: that of the model, or those of its parts."""
-    shape = tuple(of.visible.shape)
+    shape, family = tuple(of.visible.shape), families()[of.family]
     if _HEAD in shapes:
-        return {"": read(of.config).network(shape, shapes[_HEAD][0])}
+        # A head that is a convolution has fewer biases than outputs.
+        outputs = family.outputs_of(of) if issubclass(family, NetworkEnergy) else of.visible.units
+        return {"": read(of.config).network(shape, outputs)}
     found = {}
     for part in of.config["architecture"]:
         if not any(_is_of(part, name) for name in shapes):

@@ -444,6 +444,14 @@ def test_a_network_begins_as_torch_makes_it_a_function_of_the_seed_alone(make_re
     assert found["head.weight"].shape == (1, 5)
 
 
+def test_a_network_whose_outputs_are_an_image_begins_too(make_recipe: MakeRecipe) -> None:
+    architecture = {"name": "dilated", "channels": 4, "dilations": [1]}
+    model = {"family": "score_network", "hidden": None, "architecture": architecture, "sigmas": [1.0, 0.1]}
+    recipe = make_recipe(model=model).model_copy(update={"objective": {"name": "denoising"}})
+    found = begin(recipe, dataset(bars().float(), "unit"), build(recipe.objective)).parameters
+    assert found["head.weight"].shape == (1, 4, 3, 3)
+
+
 def test_every_network_of_a_model_begins_as_torch_makes_it(make_recipe: MakeRecipe) -> None:
     make, model, objective = _FAMILIES["mlp against a generator by Adam"]
     recipe = make_recipe(model=model | {"log_sigma": -1.5}, seed=3).model_copy(update={"objective": objective})
