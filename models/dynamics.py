@@ -82,13 +82,15 @@ def langevin_step(
     step: float,
     bounds: Bounds,
     held: Bool[Tensor, "n visible"] | None,
+    stream: int = MOMENTA,
 ) -> Float[Tensor, "n visible"]:
     """x - (e^2 / 2) grad U(x) + e z, reflected at walls; chains that this leads to no finite place stay where they are.
 
-    z has single precision (`rng.single_normals`): what it lacks is far below the step's own error, of order e^2.
+    z, of that stream, has single precision (`rng.single_normals`): what it lacks is far below the step's own error, of
+    order e^2.
     """
     gradient = slope(x)[1]
-    noise = rng.single_normals(keys, number, MOMENTA, x.shape[1])
+    noise = rng.single_normals(keys, number, stream, x.shape[1])
     drift = 0.5 * step**2
     if x.device.type != "cpu":
         moved, _ = reflect(x - drift * gradient + step * noise.double(), bounds)

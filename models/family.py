@@ -264,6 +264,24 @@ class HasNoiseScales(HasScore):
         """`blurred_score`, a scale for each row, differentiable by the parameters: what training climbs."""
 
 
+class HasGenerator(EnergyModel):
+    """Holds a generator beside its energy: x = G(z) + s e, z and e standard normal (MATH 9, 11)."""
+
+    @property
+    @abstractmethod
+    def latent_units(self) -> int:
+        """How many numbers z is made of."""
+
+    @property
+    @abstractmethod
+    def generator_std(self) -> float:
+        """s: 0 where x is G(z) itself."""
+
+    @abstractmethod
+    def generate(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n visible"]:
+        """G(z), differentiable by z and by the generator's parameters."""
+
+
 class HasEnumeration(EnergyModel):
     """Can sum out all of its states where one side is small."""
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,18 @@ from models.numerics import ROWS, by_rows
 FEATURES = "features"
 _MOST = 4 * ROWS
 """Rows of the largest pieces."""
+
+
+def read_prior_std(config: Mapping[str, Any]) -> float | None:
+    """`config.prior_std`, or None where there is none.
+
+    Raises:
+        CheckpointError: it is no standard deviation.
+    """
+    std = config.get("prior_std")
+    if std is not None and (type(std) not in (int, float) or not 0 < std < float("inf")):
+        raise CheckpointError(f"config.prior_std must be a number above 0, or absent; found {std!r}")
+    return std
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,27 +81,29 @@ class NetworkEnergy(HasGradient, HasFeatures):
         Raises:
             CheckpointError: `config.prior_std` is no standard deviation.
         """
-        std = manifest.config.get("prior_std")
-        if std is not None and (type(std) not in (int, float) or not 0 < std < float("inf")):
-            raise CheckpointError(f"config.prior_std must be a number above 0, or absent; found {std!r}")
         return cls(
             read(manifest.config, cls.kinds()),
             tuple(manifest.visible.shape),
             manifest.visible.domain,
             dict(tensors),
             len(manifest.classes or ()),
-            std,
+            read_prior_std(manifest.config),
         )
 
     def tensors(self) -> dict[str, Tensor]:
         """The network's parameters."""
         return dict(self.parameters)
 
+    @property
+    def network_parameters(self) -> Mapping[str, Tensor]:
+        """The network's, by its own names."""
+        return self.parameters
+
     @cached_property
     def network(self) -> Bound:
         """The network, of flat examples in the parameters' precision."""
-        outputs = len(self.parameters["head.bias"])
-        return self.architecture.bind(self.shape, outputs, self.parameters)
+        own = self.network_parameters
+        return self.architecture.bind(self.shape, len(own["head.bias"]), own)
 
     # --- energies ---
 
@@ -166,7 +180,7 @@ class NetworkEnergy(HasGradient, HasFeatures):
     @cached_property
     def _pullback(self) -> Pullback | None:
         compiled = self.dtype == torch.float32 and self.device.type == "cpu"
-        return self.architecture.pullback(self.parameters) if compiled else None
+        return self.architecture.pullback(self.network_parameters) if compiled else None
 
     @cached_property
     def _most_rows(self) -> int:

@@ -73,10 +73,15 @@ class ModelSettings(_Section):
     )
     labels: bool = Field(False, description="Whether there are label units, for the classes of the data.")
     weight_std: float = Field(0.01, gt=0, description="Standard deviation of the first weights.")
-    log_sigma: float = Field(0.0, description="First log standard deviation of real visibles given the hidden units.")
-    architecture: dict[str, Any] | None = Field(
-        None, description="Of a network: `name` of a kind in models/architectures, and its own settings."
+    log_sigma: float = Field(
+        0.0, description="First log standard deviation of visibles given the hidden units, or given a generator's."
     )
+    architecture: dict[str, Any] | None = Field(
+        None,
+        description="Of a network: `name` of a kind in models/architectures, and its own settings; of several networks "
+        "such a section each.",
+    )
+    latent: int | None = Field(None, ge=1, le=65_536, description="Numbers that a generator makes an example of.")
     prior_std: float | None = Field(
         None, gt=0, description="s of the term |x|^2 / (2 s^2) in a network's energy; None: no such term."
     )
@@ -135,8 +140,13 @@ class FitSettings(_Section):
     ema: float | None = Field(
         None, ge=0, lt=1, description="Decay of the parameters' running mean, which is what is judged and written."
     )
+    spectral_norm: Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="Largest spectral norm of weights: one for all, or by parameter as in `rates`."
+    )
     rates: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict, description="Factors on the learning rate, by parameter; 0 holds it fixed."
+        default_factory=dict,
+        description="Factors on the learning rate, by parameter or by the part of a model before the dot; 0 holds it "
+        "fixed.",
     )
     patience: int | None = Field(
         None, ge=1, description="Records without a better validation figure after which to stop; the best is kept."

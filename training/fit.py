@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from models.architecture import read
+from models.architecture import Network, read
 from models.catalog import families
 from models.errors import CapabilityError, CheckpointError
-from models.family import Base, EnergyModel, HasClasses
+from models.family import Base, EnergyModel, HasClasses, HasGenerator
+from models.generator import LOG_STD, PREFIX, architecture_of
 from models.manifest import Manifest, Visible
 from models.network_family import NetworkEnergy
 from models.numerics import log_odds
@@ -31,6 +33,8 @@ _HEAD = "head.bias"
 """A parameter that all networks have, as long as there are outputs."""
 _WEIGHTS = 24
 """First stream of the first weights' draws, apart from those of chains and data."""
+_SPECTRA = 0xFF20
+"""Stream of the vectors that power iterations begin with."""
 
 
 @dataclass
@@ -49,6 +53,8 @@ class FitState:
     """That figure at each record."""
     average: dict[str, Tensor] = field(default_factory=dict)
     """The parameters' running mean, where the recipe has `fit.ema`."""
+    spectra: dict[str, Tensor] = field(default_factory=dict)
+    """Where power iterations for the spectral norms of weights are, where the recipe has `fit.spectral_norm`."""
 
     @property
     def shown(self) -> dict[str, Tensor]:
@@ -82,12 +88,16 @@ def manifest(recipe: Recipe, data: Dataset) -> Manifest:
         raise RecipeError(f"model.labels: {data.name} has no labels")
     config: dict[str, Any] = {"layers": [data.units, *settings.layers]} if settings.family in DEEP else {}
     if settings.architecture is not None:
-        try:
-            kinds = family.kinds() if issubclass(family, NetworkEnergy) else None
-            architecture = read({"architecture": settings.architecture}, kinds)
-        except CheckpointError as error:
-            raise RecipeError(f"model: {error}") from error
-        config["architecture"] = {"name": architecture.name, **architecture.model_dump()}
+        kinds = family.kinds() if issubclass(family, NetworkEnergy) else None
+        if issubclass(family, HasGenerator):
+            parts = {part: _described(how, kinds) for part, how in settings.architecture.items()}
+            config["architecture"] = parts
+        else:
+            config["architecture"] = _described(settings.architecture, kinds)
+    if settings.latent is not None:
+        if not issubclass(family, HasGenerator):
+            raise RecipeError(f"model.latent: {settings.family} has no generator")
+        config["latent"] = settings.latent
     if settings.prior_std is not None:
         config["prior_std"] = settings.prior_std
     if settings.noise_scales is not None:
@@ -101,6 +111,15 @@ def manifest(recipe: Recipe, data: Dataset) -> Manifest:
         config=config,
         preprocessing=data.preprocessing,
     )
+
+
+def _described(architecture: object, kinds: tuple[str, ...] | None) -> dict[str, Any]:
+    """An architecture with all of its settings."""
+    try:
+        found = read({"architecture": architecture}, kinds)
+    except CheckpointError as error:
+        raise RecipeError(f"model: {error}") from error
+    return {"name": found.name, **found.model_dump()}
 
 
 def model_of(of: Manifest, parameters: Mapping[str, Tensor]) -> EnergyModel:
@@ -151,8 +170,8 @@ def begin(
     run found, in place of those. Each of a team has its own chains.
 
     Raises:
-        RecipeError: a size is missing or is one too many, the objective is not for this model, or `fit.rates` names a
-            parameter that there is not.
+        RecipeError: a size is missing or is one too many, the objective is not for this model, or `fit.rates` or
+            `fit.spectral_norm` names a parameter that there is not.
     """
     of, base = manifest(recipe, data), base_of(data)
     known = dict(first or {})
@@ -162,14 +181,44 @@ def begin(
     for term in objective.terms if isinstance(objective, Sum) else (objective,):
         if not term.applies_to(model):
             raise RecipeError(f"objective.name: {term.name} does not train {_in_words(of)}")
-    if unknown := sorted(set(recipe.fit.rates) - set(parameters)):
-        raise RecipeError(f"fit.rates: {of.family} has no {', '.join(unknown)}; it has {', '.join(parameters)}")
+    limits = recipe.fit.spectral_norm if isinstance(recipe.fit.spectral_norm, dict) else {}
+    for setting, named in {"rates": recipe.fit.rates, "spectral_norm": limits}.items():
+        if unknown := [key for key in sorted(named) if not any(_is_of(key, name) for name in parameters)]:
+            raise RecipeError(f"fit.{setting}: {of.family} has no {', '.join(unknown)}; it has {', '.join(parameters)}")
     memory = objective.noted(objective.start(model, base, team.seed(recipe.seed)), data.train)
     velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
     if recipe.fit.optimizer == "adam":
         velocity |= {f"{name}.square": torch.zeros_like(p) for name, p in parameters.items()}
     average = {} if recipe.fit.ema is None else {name: p.clone() for name, p in parameters.items()}
-    return FitState(0, parameters, velocity, memory, average=average)
+    return FitState(0, parameters, velocity, memory, average=average, spectra=_spectra(recipe, parameters))
+
+
+def _spectra(recipe: Recipe, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A random vector of as many numbers as a weight has rows, for each weight whose spectral norm has a limit."""
+    found = {}
+    for number, (name, parameter) in enumerate(parameters.items()):
+        if parameter.ndim >= 2 and _limit(recipe.fit, name) is not None:
+            keys = ChainKeys.of(recipe.seed, 1, parameter.device, first=number)
+            drawn = normals(keys, torch.zeros_like(keys.chain), _SPECTRA, len(parameter))[0]
+            found[name] = normalize(drawn, dim=0).to(parameter)
+    return found
+
+
+def _is_of(key: str, parameter: str) -> bool:
+    """Whether the key of a setting is the parameter's name or that of a part of the model that it belongs to."""
+    return parameter == key or parameter.startswith(f"{key}.")
+
+
+def _setting(by_parameter: Mapping[str, float], parameter: str) -> float | None:
+    """What is set for the parameter: the longest key says it."""
+    keys = [key for key in by_parameter if _is_of(key, parameter)]
+    return by_parameter[max(keys, key=len)] if keys else None
+
+
+def _limit(settings: FitSettings, parameter: str) -> float | None:
+    """The largest spectral norm that the parameter may have."""
+    limits = settings.spectral_norm
+    return _setting(limits, parameter) if isinstance(limits, dict) else limits
 
 
 def _first_parameters(
@@ -185,7 +234,7 @@ def _first_parameters(
         shapes = family.tensor_shapes(of, found)
     except CheckpointError as error:
         raise RecipeError(f"model{'.hidden' if of.family in DEEP else ''}: {error}") from error
-    if _HEAD in shapes:
+    if _HEAD in shapes or issubclass(family, HasGenerator):
         return _network(recipe, of, shapes, device)
     for name in ("architecture", "prior_std", "sigmas"):
         if getattr(recipe.model, name) is not None:
@@ -222,8 +271,27 @@ def _network(
         raise RecipeError(f"model.hidden: {of.family} is a network; say how it is made in model.architecture")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        network = read(of.config).network(tuple(of.visible.shape), shapes[_HEAD][0])
-    return {name: p.detach().to(device) for name, p in network.named_parameters()}
+        networks = _networks(of, shapes)
+    found = {f"{part}{name}": p.detach() for part, own in networks.items() for name, p in own.named_parameters()}
+    if LOG_STD in shapes:
+        found[LOG_STD] = torch.tensor(recipe.model.log_sigma)
+    return {name: found[name].to(device) for name in shapes}
+
+
+def _networks(of: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Network]:
+    """By what the names of their parameters begin with: that of the model, or those of its parts."""
+    shape, family = tuple(of.visible.shape), families()[of.family]
+    if _HEAD in shapes:
+        # A head that is a convolution has fewer biases than outputs.
+        outputs = family.outputs_of(of) if issubclass(family, NetworkEnergy) else of.visible.units
+        return {"": read(of.config).network(shape, outputs)}
+    found = {}
+    for part in of.config["architecture"]:
+        if not any(_is_of(part, name) for name in shapes):
+            raise RecipeError(f"model.architecture: {of.family} has no {part}")
+        made, takes = read(architecture_of(of, part)), ((of.config["latent"],), of.visible.units)
+        found[f"{part}."] = made.network(*takes) if f"{part}." == PREFIX else made.network(shape, 1)
+    return found
 
 
 def _in_words(of: Manifest) -> str:
@@ -274,6 +342,7 @@ def train(
         if team.size > 1:
             gradient = {**team.mean(dense(gradient))}
         _ascend(state, gradient, settings, _rate(settings, state.step, total))
+        _shrink(state, settings)
         for name, mean in state.average.items():
             mean.lerp_(state.parameters[name], 1 - (settings.ema or 0.0))
         state.step += 1
@@ -312,7 +381,8 @@ def _ascend(state: FitState, gradient: Gradient, settings: FitSettings, rate: fl
         norm = torch.sqrt(sum((g.square().sum() for g in changes.values()), torch.zeros(())))
         gradient = {name: g.mul_(settings.clip / norm) if norm > settings.clip else g for name, g in changes.items()}
     for name, change in gradient.items():
-        parameter, step = state.parameters[name], rate * settings.rates.get(name, 1.0)
+        factor = _setting(settings.rates, name)
+        parameter, step = state.parameters[name], rate * (1.0 if factor is None else factor)
         decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
         if settings.optimizer == "adam":
             own = change.dense() if isinstance(change, Outer) else change
@@ -328,6 +398,22 @@ def _ascend(state: FitState, gradient: Gradient, settings: FitSettings, rate: fl
             total.add_(change, alpha=step)
         if settings.momentum:
             parameter.add_(total)
+
+
+def _shrink(state: FitState, settings: FitSettings) -> None:
+    """Scale weights whose spectral norm is above its limit down to it (Yoshida & Miyato 2017, Miyato et al. 2018).
+
+    The norm of a weight, as a matrix of its first dimension by all others, is that of power iteration: one step each
+    time, from where the last one ended.
+    """
+    for name, left in state.spectra.items():
+        matrix, limit = state.parameters[name].flatten(1), _limit(settings, name)
+        stretched = matrix @ normalize(left @ matrix, dim=0)
+        norm = stretched.norm()
+        if norm > 0:
+            left.copy_(stretched / norm)
+        if limit is not None and norm > limit:
+            state.parameters[name].mul_(limit / norm)
 
 
 def _adam(state: FitState, name: str, change: Tensor, settings: FitSettings, rate: float) -> None:

@@ -72,6 +72,22 @@ def states(rows: Float[Tensor, "n visible"], data: Dataset) -> bytes:
     return _png(_grid(shown, data.shape, gap=(low + high) / 2), title, low=low, high=high)
 
 
+def from_generator(model: EnergyModel, count: int, seed: int) -> Float[Tensor, "n visible"]:
+    """Draws of a model's generator, float64."""
+    keys = ChainKeys.of(seed, count, model.device, first=_KEYS_FIRST)
+    return samplers()["generator"]().init(model, keys, None, None).visible
+
+
+def generated(model: EnergyModel, data: Dataset, seed: int) -> bytes:
+    """Draws of the generator beside as many test examples."""
+    low, high = _levels(data)
+    sides = [from_generator(model, 100, seed), data.test[_spread(len(data.test), 100)].double()]
+    images = [_grid(_raw(side, data), data.shape, gap=(low + high) / 2) for side in sides]
+    gap = np.full((len(images[0]), 8), high)
+    title = "samples: draws of the generator | test examples"
+    return _png(np.concatenate((images[0], gap, images[1]), 1), title, low=low, high=high)
+
+
 def density(model: EnergyModel, data: Dataset, seen: Float[Tensor, "n visible"] | None = None) -> bytes:
     """exp(-E) / Z on a grid, beside the test examples, and samples of the model where there are some."""
     found = plane.square(model, data, margin=0.1, cells=300)

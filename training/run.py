@@ -20,7 +20,7 @@ from rich.console import Console
 
 from models import checkpoint
 from models.catalog import samplers_of
-from models.family import EnergyModel, HasConditionals, HasStates
+from models.family import EnergyModel, HasConditionals, HasGenerator, HasStates
 from models.manifest import LogPartitionRecord, Manifest, Training, check_name
 from training import data, pictures, plane, runfolder, state
 from training.config import Recipe
@@ -273,7 +273,10 @@ def _pictures(here: _Run, fitted: FitState, model: EnergyModel, evaluation: Eval
     if (filters := pictures.filters(model, here.dataset.shape)) is not None:
         found["filters"] = filters
     if plane.lies_in(model, here.dataset):
-        found["density"] = pictures.density(model, here.dataset, chains)
+        seen = pictures.from_generator(model, 5000, seed) if isinstance(model, HasGenerator) else chains
+        found["density"] = pictures.density(model, here.dataset, seen)
+    elif isinstance(model, HasGenerator):
+        found["samples"] = pictures.generated(model, here.dataset, seed)
     elif chains is not None and not isinstance(model, HasConditionals):
         found["samples"] = pictures.states(chains, here.dataset)
     elif isinstance(model, HasStates) and samplers_of(model):

@@ -18,7 +18,7 @@ from training.errors import ResumeError
 from training.fit import FitState
 
 STATE = "state.safetensors"
-_GROUPS = ("parameters", "velocity", "memory", "best", "average")
+_GROUPS = ("parameters", "velocity", "memory", "best", "average", "spectra")
 
 
 def name_of(rank: int) -> str:

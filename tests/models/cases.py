@@ -23,6 +23,7 @@ from models.families.dbn import DBN
 from models.families.grbm import GRBM
 from models.families.rbm import RBM
 from models.family import EnergyModel, HasConditionals
+from models.generator import LOG_STD
 from models.manifest import Domain, Manifest, Visible
 
 ONE_HOT: Literal["one-hot"] = "one-hot"
@@ -255,6 +256,7 @@ def _network(
     architecture: dict[str, Any],
     classes: int = 0,
     sigmas: list[float] | None = None,
+    latent: int | None = None,
 ) -> Factory:
     """Normal weights of standard deviation `scale` / sqrt(inputs); there are no hidden units in the model's sense."""
 
@@ -264,6 +266,8 @@ def _network(
             config["sigmas"] = sigmas
         elif domain == "real":
             config["prior_std"] = 1.5
+        if latent is not None:
+            config["latent"] = latent
         manifest = manifest_of(family, visible, domain, classes, config)
         manifest = manifest.model_copy(update={"visible": Visible(shape=shape(visible), domain=domain)})
         kind = families()[family]
@@ -272,6 +276,18 @@ def _network(
             for n, (name, size) in enumerate(kind.tensor_shapes(manifest, {}).items())
         }
         return Case(kind.from_tensors(manifest, tensors), manifest, {"visible": None})
+
+    return make
+
+
+def _generating(family: str, part: str, domain: Domain, generator: Callable[[int], dict[str, Any]]) -> Factory:
+    """A network of the family's own and a generator from two numbers; its noise has a standard deviation of 0.2."""
+
+    def make(visible: int, hidden: int, seed: int, dtype: torch.dtype, scale: float) -> Case:
+        architecture = {part: SMOOTH, "generator": generator(visible)}
+        of = _network(family, domain, _flat, architecture, latent=2)(visible, hidden, seed, dtype, scale)
+        tensors = of.model.tensors() | {LOG_STD: torch.tensor(math.log(0.2), dtype=dtype)}
+        return Case(families()[family].from_tensors(of.manifest, tensors), of.manifest, of.values)
 
     return make
 
@@ -319,6 +335,10 @@ FACTORIES: Mapping[str, Factory] = {
     "score_energy unit": _network("score_energy", "unit", _row, {"name": "resnet", "channels": [4]}, sigmas=SIGMAS),
     "score_network": _network("score_network", "real", _flat, SMOOTH, sigmas=SIGMAS),
     "score_network unit": _network("score_network", "unit", _row, {"name": "dilated", "channels": 4}, sigmas=SIGMAS),
+    "adversarial": _generating("adversarial", "energy", "real", lambda _: {"name": "mlp", "hidden": [6]}),
+    "adversarial unit": _generating(
+        "adversarial", "energy", "unit", lambda d: {"name": "deconv", "image": [1, d, 1], "channels": [3, 2]}
+    ),
 }
 """By name: the family, and where it has several, the variant after a blank."""
 

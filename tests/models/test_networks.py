@@ -159,7 +159,8 @@ def test_a_jem_is_its_logits() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_features_are_what_the_head_takes(name: str) -> None:
     model, x = model_of(name), points(4)
-    head = {n.removeprefix("head."): t for n, t in model.tensors().items() if n.startswith("head.")}
+    own = {n.removeprefix("energy."): t for n, t in model.tensors().items()}
+    head = {n.removeprefix("head."): t for n, t in own.items() if n.startswith("head.")}
     outputs = model.features(x) @ head["weight"].T + head["bias"]
     np.testing.assert_allclose(outputs, model.network.outputs(x), atol=1e-12)
 
@@ -175,8 +176,9 @@ def test_a_network_is_rebuilt_from_its_manifest(name: str) -> None:
 @pytest.mark.parametrize("kind", sorted(architectures()))
 @pytest.mark.parametrize("shape", [(9, 8), (8, 8, 3)])
 def test_every_architecture_takes_images_and_treats_examples_apart(kind: str, shape: tuple[int, ...]) -> None:
-    count = math.prod(shape) if kind == "dilated" else 2  # the one that makes images
-    network = architectures()[kind]().network(shape, count).double()
+    count = math.prod(shape) if kind in ("dilated", "deconv") else 2  # those that make images
+    settings = {"image": [*shape, 1][:3]} if kind == "deconv" else {}
+    network = architectures()[kind](**settings).network(shape, count).double()
     x = normal((4, *shape), 1)
     outputs = network(x).detach()
     assert outputs.shape == (4, count)

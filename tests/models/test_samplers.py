@@ -21,6 +21,7 @@ from models.manifest import Manifest
 from models.rng import ChainKeys
 from models.sampler import ChainState, Sampler
 from models.samplers.annealed_langevin import AnnealedLangevin
+from models.samplers.generator import FromGenerator
 from models.samplers.gibbs import Gibbs
 from models.samplers.gibbs_langevin import GibbsLangevin
 from models.samplers.gibbs_with_gradients import GibbsWithGradients
@@ -36,6 +37,7 @@ from tests.models.kernels import Space, clamp_row
 
 SAMPLERS: Mapping[str, Sampler] = {
     "annealed_langevin": AnnealedLangevin(steps=2),
+    "generator": FromGenerator(steps=2, step_size=0.1),
     "gibbs": Gibbs(),
     "gibbs_langevin": GibbsLangevin(),
     "gibbs_with_gradients": GibbsWithGradients(),
@@ -48,10 +50,10 @@ SAMPLERS: Mapping[str, Sampler] = {
 }
 EVERY_KIND = {
     *("bm chain", "bm_hidden coupled spin", "rbm labelled", "grbm", "dbm real labelled", "dbn labelled"),
-    *("mlp_energy", "resnet_energy", "jem", "score_energy", "score_network unit"),
+    *("mlp_energy", "resnet_energy", "jem", "score_energy", "score_network unit", "adversarial unit"),
 }
 """Spins, labels, real units, units of one block in several parts, layers, directed layers; networks, within walls, with
-classes that are no units, with scales of noise."""
+classes that are no units, with scales of noise, with a generator."""
 PAIRS = [
     (sampler, name)
     for sampler in sorted(set(SAMPLERS) & set(catalog.samplers()))

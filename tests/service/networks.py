@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ class Net:
     body: Pass
     prior_std: float | None = None
     classes: list[str] = field(default_factory=list)
+    prefix: str = ""
+    """What the names of the energy's arrays begin with."""
+    draw: Callable[[np.random.Generator, int], Array] | None = None
+    """Draws of the model's generator, (n, D), where it has one."""
 
     def features(self, x: Array) -> Array:
         """(n, F)."""
@@ -34,7 +38,8 @@ class Net:
 
     def outputs(self, x: Array) -> Array:
         """(n, outputs)."""
-        return self.features(x) @ self.arrays["head.weight"].T + self.arrays["head.bias"]
+        weight, bias = (self.arrays[f"{self.prefix}head.{name}"] for name in ("weight", "bias"))
+        return self.features(x) @ weight.T + bias
 
     def energy(self, x: Array, labels: Array | int | None = None) -> Array:
         """E(x), or E(x, y)."""
@@ -164,3 +169,23 @@ def resnet(seed: int, classes: list[str] | None = None) -> Net:
     manifest |= {"classes": classes} if classes else {}
     family = "jem" if classes else "resnet_energy"
     return Net(family, arrays, [4, 4, 2], "unit", manifest, body, classes=classes or [])
+
+
+def adversarial(seed: int) -> Net:
+    """Three real units: a network as energy, and one that generates from two numbers with noise of 0.3."""
+    energy, rng, std = mlp("adversarial", [3], [6], seed, prior_std=1.5), np.random.default_rng(seed + 1), 0.3
+    made = {"body.1.weight": _weights(rng, 4, 2), "body.1.bias": rng.normal(size=4)}
+    made |= {"head.weight": _weights(rng, 3, 4, scale=2.0), "head.bias": rng.normal(size=3)}
+    arrays = {f"energy.{name}": array for name, array in energy.arrays.items()}
+    arrays |= {f"generator.{name}": array for name, array in made.items()} | {
+        "generator.log_std": np.array(np.log(std))
+    }
+    generator = {"name": "mlp", "hidden": [4], "activation": "tanh"}
+    architecture = {"energy": energy.manifest["config"]["architecture"], "generator": generator}
+    config = energy.manifest["config"] | {"architecture": architecture, "latent": 2}
+
+    def draw(source: np.random.Generator, n: int) -> Array:
+        hidden = np.tanh(source.normal(size=(n, 2)) @ made["body.1.weight"].T + made["body.1.bias"])
+        return hidden @ made["head.weight"].T + made["head.bias"] + std * source.normal(size=(n, 3))
+
+    return replace(energy, arrays=arrays, manifest={"config": config}, prefix="energy.", draw=draw)

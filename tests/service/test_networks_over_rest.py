@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from tests.service.example import write_tensors
-from tests.service.networks import Net, conv, means, mlp, on_grid, resnet
+from tests.service.networks import Net, adversarial, conv, means, mlp, on_grid, resnet
 from tests.service.servers import Server, serving
 
 PETS = ["cat", "dog", "owl"]
@@ -27,6 +27,7 @@ MODELS = {
     "pets": mlp("jem", [1, 2], [8, 8], 5, domain="unit", classes=PETS, scale=6.0),
     "pets-real": mlp("jem", [3], [8], 6, classes=PETS, prior_std=1.0),
     "pets-images": resnet(7, PETS),
+    "rivals": adversarial(9),
 }
 CLASSED = [name for name, model in MODELS.items() if model.classes]
 FINE = {"sampler": {"name": "langevin", "step_size": 0.06}}
@@ -283,6 +284,38 @@ def test_a_job_has_the_same_bits_alone_and_beside_others(server: Server, name: s
     digests = [digest(job_id) for job_id in ids]
     assert digests[2] == alone
     assert len(set(digests)) == 5
+
+
+def test_draws_of_a_generator_follow_its_law_and_langevin_steps_lead_to_the_energys(server: Server) -> None:
+    model, chains = MODELS["rivals"], 500
+    assert model.draw is not None
+    source = np.random.default_rng(1)
+    own, job = draws(server, "rivals", chains=chains, draws=1, burn_in=0, seed=5, sampler={"name": "generator"})
+    assert job["result"]["approximate"] is True
+    drawn = model.draw(source, 100_000)
+    # |z| beyond 5 at any of three units, in mean or spread, comes once in 10^5 seeds.
+    np.testing.assert_allclose(own[:, 0].mean(0), drawn.mean(0), atol=5 * drawn.std(0).max() / chains**0.5)
+    np.testing.assert_allclose(own[:, 0].std(0), drawn.std(0), rtol=0.2)
+    refined = {"name": "generator", "steps": 100, "step_size": 0.5}
+    found, _ = draws(server, "rivals", chains=chains, draws=1, burn_in=0, seed=6, sampler=refined)
+    proposals = source.normal(size=(200_000, 3)) * 1.5  # the quadratic term's law: what is left weighs them
+    expected = means(model.outputs(proposals)[:, 0], proposals)
+    np.testing.assert_allclose(found[:, 0].mean(0), expected, atol=5 * found[:, 0].std(0).max() / chains**0.5 + 0.03)
+    assert np.abs(drawn.mean(0) - expected).max() > 1.0  # the two laws are told apart
+
+
+def test_completions_from_a_generator_keep_what_was_sent_and_say_that_they_are_approximate(server: Server) -> None:
+    sampler = {"name": "generator", "steps": 3, "step_size": 0.1}
+    request = {"inputs": [[0.25, None, None]], "samples": 5, "sweeps": 2, "seed": 1, "sampler": sampler}
+    found = post(server, "rivals", "complete", **request)
+    samples = np.reshape(found["samples"], (5, 3))
+    assert found["approximate"] is True
+    assert (samples[:, 0] == 0.25).all()
+    assert len(np.unique(samples[:, 1:])) == 10
+    refusal = refused(server, "models/rivals/complete", **(request | {"sampler": {"name": "generator", "steps": -1}}))
+    assert "steps must be a whole number from 0 to 10000" in refusal["errors"][0]["msg"]
+    refusal = refused(server, "jobs", kind="sample", model="plane", sampler="generator")
+    assert "on plane these run: hmc" in refusal["errors"][0]["msg"]
 
 
 def test_draws_come_back_in_the_units_of_the_inputs(server: Server) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,8 @@ _MLP: dict[str, Any] = {
     "architecture": {"name": "mlp", "hidden": [6, 5], "activation": "tanh"},
     "prior_std": 2.0,
 }
+_SMALL = {"name": "mlp", "hidden": [4]}
+_PARTS = _MLP | {"family": "adversarial", "latent": 2, "architecture": {"energy": _SMALL, "generator": _SMALL}}
 _FAMILIES: dict[str, tuple[Callable[[], Dataset], dict[str, Any], dict[str, Any]]] = {
     "rbm": (lambda: dataset(bars()), {"hidden": 8}, _CENTRED),
     "rbm labelled": (
@@ -194,6 +196,11 @@ _FAMILIES: dict[str, tuple[Callable[[], Dataset], dict[str, Any], dict[str, Any]
     "mlp by nce": (lambda: clouds(20), _MLP, {"name": "nce", "noise": "mixture", "components": 2}),
     "mlp by sliced": (lambda: clouds(20), _MLP, {"name": "sliced"}),
     "grbm by denoising": (lambda: clouds(20), {"family": "grbm", "hidden": 4}, {"name": "denoising"}),
+    "mlp against a generator by Adam": (
+        lambda: clouds(20),
+        _PARTS,
+        {"name": "adversarial", "posterior_samples": 3},
+    ),
     "jem": (
         lambda: dataset(bars().float() / 2, "unit", labelled_bars().train_labels),
         _MLP | {"family": "jem", "labels": True},
@@ -217,6 +224,7 @@ def test_a_run_cut_in_two_ends_with_the_same_bits(make_recipe: MakeRecipe, tmp_p
         "clip": 0.5,
         "patience": 3,
         "ema": 0.9,
+        "spectral_norm": 0.3,
     }
     fit |= {"optimizer": "adam", "learning_rate": 0.01} if "Adam" in name else {}
     recipe = make_recipe(model=model, fit=fit).model_copy(update={"objective": objective_settings})
@@ -242,7 +250,8 @@ def test_a_run_cut_in_two_ends_with_the_same_bits(make_recipe: MakeRecipe, tmp_p
     train(recipe, data, objective, again, watching)
     assert again.step == whole.step == 5 * in_epoch  # out of patience
     assert again.watched == whole.watched == [0, 1, 0, -1, -2]
-    for group in ("parameters", "velocity", "memory", "best", "average"):
+    assert whole.spectra
+    for group in ("parameters", "velocity", "memory", "best", "average", "spectra"):
         ours, theirs = getattr(again, group), getattr(whole, group)
         assert set(ours) == set(theirs)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), group
@@ -308,6 +317,42 @@ def test_products_left_undone_make_the_same_steps(make_recipe: MakeRecipe, fit: 
         torch.testing.assert_close(parameter, ends[1][name], rtol=1e-4, atol=1e-6)
 
 
+def _norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """Spectral norms of weights as matrices."""
+    return {name: float(torch.linalg.matrix_norm(t.flatten(1), 2)) for name, t in parameters.items() if t.ndim > 1}
+
+
+@pytest.mark.parametrize(
+    ("limit", "limits"),
+    [
+        (0.4, {"body.1.weight": 0.4, "body.3.weight": 0.4, "head.weight": 0.4}),
+        ({"body": 0.4, "body.3.weight": 0.3}, {"body.1.weight": 0.4, "body.3.weight": 0.3}),
+    ],
+)
+def test_spectral_norms_stay_within_their_limits(
+    make_recipe: MakeRecipe, limit: float | dict[str, float], limits: dict[str, float]
+) -> None:
+    fit = {"epochs": 20, "batch_size": 10, "learning_rate": 0.02, "optimizer": "adam"}
+    architecture = {"name": "conv", "channels": [4, 3]}
+    images = dataset(bars().float(), "unit")
+    model = {"family": "conv_energy", "hidden": None, "architecture": architecture}
+    settings = {"name": "langevin", "steps": 1, "start_at": "noise"}
+    ends = []
+    for own in (None, limit):
+        recipe = make_recipe(model=model, fit=fit | {"spectral_norm": own}).model_copy(update={"objective": settings})
+        ends.append(_norms(_fitted(recipe, images).parameters))
+    free, held = ends
+    for name, most in limits.items():
+        assert free[name] > 1.2 * most
+        assert 0.95 * most < held[name] < 1.01 * most  # the iteration has converged
+    assert all(held[name] > 0.5 for name in set(held) - set(limits))
+
+
+def test_a_weight_within_its_limit_is_left_as_it_is(make_recipe: MakeRecipe) -> None:
+    free, held = _first_step(make_recipe), _first_step(make_recipe, spectral_norm=1e3)
+    assert all(torch.equal(free[name], held[name]) for name in free)
+
+
 def test_rates_are_factors_and_0_holds_a_parameter_fixed(make_recipe: MakeRecipe) -> None:
     free, own = _first_step(make_recipe), _first_step(make_recipe, rates={"W": 0.0, "b": 0.5}, weight_decay=0.1)
     assert not bool(own["W"].any())
@@ -315,6 +360,23 @@ def test_rates_are_factors_and_0_holds_a_parameter_fixed(make_recipe: MakeRecipe
     torch.testing.assert_close(own["c"], free["c"])
     recipe = make_recipe(fit={"epochs": 5, "batch_size": 16, "rates": {"c": 0.0}, "momentum": 0.9})
     assert not bool(_fitted(recipe, dataset(bars())).parameters["c"].any())
+
+
+def test_a_rate_is_that_of_a_part_of_the_model_unless_a_parameter_has_its_own(make_recipe: MakeRecipe) -> None:
+    def moved(rates: dict[str, float]) -> dict[str, Tensor]:
+        recipe = _network_recipe(
+            make_recipe,
+            {"name": "sliced"},
+            fit={"epochs": 1, "batch_size": 20, "learning_rate": 0.1, "schedule": "constant", "rates": rates},
+        )
+        data, objective = clouds(20), build(recipe.objective)
+        before = begin(recipe, data, objective).parameters
+        return {name: t - before[name] for name, t in _fitted(recipe, data).parameters.items()}
+
+    free, own = moved({}), moved({"body": 0.0, "body.1.weight": 0.5})
+    torch.testing.assert_close(own["body.1.weight"], free["body.1.weight"] / 2, rtol=0, atol=1e-6)
+    assert not bool(own["body.1.bias"].any())
+    assert torch.equal(own["head.weight"], free["head.weight"])
 
 
 def test_adam_is_that_of_torch(make_recipe: MakeRecipe) -> None:
@@ -412,6 +474,29 @@ def test_a_network_begins_as_torch_makes_it_a_function_of_the_seed_alone(make_re
     assert found["head.weight"].shape == (1, 5)
 
 
+def test_a_network_whose_outputs_are_an_image_begins_too(make_recipe: MakeRecipe) -> None:
+    architecture = {"name": "dilated", "channels": 4, "dilations": [1]}
+    model = {"family": "score_network", "hidden": None, "architecture": architecture, "sigmas": [1.0, 0.1]}
+    recipe = make_recipe(model=model).model_copy(update={"objective": {"name": "denoising"}})
+    found = begin(recipe, dataset(bars().float(), "unit"), build(recipe.objective)).parameters
+    assert found["head.weight"].shape == (1, 4, 3, 3)
+
+
+def test_every_network_of_a_model_begins_as_torch_makes_it(make_recipe: MakeRecipe) -> None:
+    make, model, objective = _FAMILIES["mlp against a generator by Adam"]
+    recipe = make_recipe(model=model | {"log_sigma": -1.5}, seed=3).model_copy(update={"objective": objective})
+    found = begin(recipe, make(), build(objective)).parameters
+    torch.manual_seed(3)
+    theirs = [torch.nn.Linear(*size) for size in ((3, 4), (4, 1), (2, 4), (4, 3))]
+    for layer, name in zip(theirs, ("energy.body.1", "energy.head", "generator.body.1", "generator.head"), strict=True):
+        assert torch.equal(found[f"{name}.weight"], layer.weight)
+        assert torch.equal(found[f"{name}.bias"], layer.bias)
+    assert float(found["generator.log_std"]) == -1.5
+    config = manifest(recipe, make()).config
+    assert config["architecture"]["generator"] == {"name": "mlp", "hidden": [4], "activation": "swish"}
+    assert (config["latent"], config["prior_std"]) == (2, 2.0)
+
+
 def test_the_manifest_says_how_the_network_is_made(make_recipe: MakeRecipe) -> None:
     model = _MLP | {"architecture": {"hidden": [6]}, "sigmas": {"largest": 4.0, "smallest": 0.25, "number": 5}}
     config = manifest(make_recipe(model=model), clouds(50)).config
@@ -483,6 +568,22 @@ def test_divergence_is_told_apart_with_what_to_lower(make_recipe: MakeRecipe) ->
         (clouds, _MLP | {"architecture": {"width": 3}}, {}, r"model: config\.architecture: width: Extra inputs"),
         (clouds, _MLP | {"hidden": 3}, {"name": "sliced"}, r"model\.hidden: mlp_energy is a network; say how"),
         (clouds, _MLP | {"family": "jem"}, {"name": "langevin"}, r"model: a jem has classes"),
+        (clouds, _MLP | {"latent": 3}, {"name": "sliced"}, r"model\.latent: mlp_energy has no generator"),
+        (clouds, _PARTS | {"latent": None}, {"name": "sliced"}, r"model: config\.latent must say"),
+        (clouds, _PARTS | {"hidden": 3}, {"name": "sliced"}, r"model\.hidden: adversarial is a network"),
+        (
+            clouds,
+            _PARTS | {"architecture": {"energy": _SMALL}},
+            {"name": "sliced"},
+            r"architecture\.generator must say",
+        ),
+        (
+            clouds,
+            _PARTS | {"architecture": {"energy": _SMALL, "generator": _SMALL, "critic": _SMALL}},
+            {"name": "sliced"},
+            r"model\.architecture: adversarial has no critic",
+        ),
+        (clouds, _MLP, {"name": "adversarial"}, r"adversarial does not train models of family mlp_energy"),
         (clouds, _MLP, {"name": "pcd"}, r"pcd does not train models of family mlp_energy"),
         (bars, {}, {"name": "discriminative"}, r"discriminative does not train models of family rbm without labels"),
         (bars, {}, {"terms": [{"name": "cd"}, {"name": "discriminative"}]}, r"discriminative does not train models"),
@@ -505,6 +606,9 @@ def test_what_cannot_be_trained_is_refused_in_the_recipes_words(
 def test_a_rate_of_a_parameter_that_there_is_not_is_refused(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(fit={"rates": {"V": 0.5}})
     with pytest.raises(RecipeError, match=r"fit\.rates: rbm has no V; it has W, b, c"):
+        begin(recipe, dataset(bars()), build(recipe.objective))
+    recipe = make_recipe(fit={"spectral_norm": {"W": 1.0, "body": 1.0}})
+    with pytest.raises(RecipeError, match=r"fit\.spectral_norm: rbm has no body; it has W, b, c"):
         begin(recipe, dataset(bars()), build(recipe.objective))
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from models import checkpoint
 from models.families.grbm import GRBM
 from models.families.jem import JEM
+from models.family import HasGenerator
 from tests.models import cases
 from tests.models.cases import normal
 from tests.training.toys import dataset
@@ -140,6 +141,27 @@ def test_a_run_of_a_joint_model_ends_with_its_error_and_calibration_and_no_likel
     assert found.manifest.log_partition is None
     assert {"classification_error_validation", "calibration_error_validation"} <= set(records[-1])
     assert (tmp_path / "run" / "filters.png").exists()
+
+
+def test_a_run_against_a_generator_ends_with_both_and_the_generators_draws_beside_the_data(tmp_path: Path) -> None:
+    output, records, found = _train(
+        tmp_path,
+        "vera-fashion",
+        *("data.dataset=digits", "data.validation=250", "data.test=250", "model.latent=5", "fit.epochs=2"),
+        *("model.architecture.energy.channels=[4, 8]", "model.architecture.generator.channels=[6, 4]"),
+        "model.architecture.generator.image=[8, 8, 1]",
+        "objective.posterior_samples=3",
+    )
+    model = found.model
+    assert isinstance(model, HasGenerator)
+    assert model.latent_units == 5
+    assert "log-likelihood" not in output
+    assert math.isfinite(records[-1]["free_energy_gap"])
+    with Image.open(tmp_path / "run" / "samples.png") as image:
+        shown = np.asarray(image.convert("L"))[60:-20]  # below the title
+    assert shown.shape[1] > 1.5 * shown.shape[0]  # two squares side by side
+    sides = shown[:, : shown.shape[1] // 2], shown[:, shown.shape[1] // 2 :]
+    assert all(side.std() > 5 for side in sides)
 
 
 def test_noise_contrast_tells_the_likelihood_and_anomalies_of_a_table(tmp_path: Path) -> None:
