@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +12,13 @@ from torch import Tensor
 from models.architecture import read
 from models.catalog import families
 from models.errors import CapabilityError, CheckpointError
+from models.families.score_network import ScoreNetwork
 from models.family import Base, EnergyModel, HasClasses
 from models.manifest import Manifest, Visible
 from models.network_family import NetworkEnergy
 from models.numerics import log_odds
 from models.rng import ChainKeys, normals
+from training import adam
 from training.config import FitSettings, Recipe
 from training.data import Dataset
 from training.errors import DataError, DivergenceError, RecipeError
@@ -26,8 +27,6 @@ from training.team import ALONE, Team
 
 DEEP = ("dbn", "dbm")
 """Families of several hidden layers, whose manifests say how large each is."""
-_HEAD = "head.bias"
-"""A parameter that all networks have, as long as there are outputs."""
 _WEIGHTS = 24
 """First stream of the first weights' draws, apart from those of chains and data."""
 
@@ -184,8 +183,8 @@ def _first_parameters(
         shapes = family.tensor_shapes(of, found)
     except CheckpointError as error:
         raise RecipeError(f"model{'.hidden' if of.family in DEEP else ''}: {error}") from error
-    if _HEAD in shapes:
-        return _network(recipe, of, shapes, device)
+    if issubclass(family, NetworkEnergy | ScoreNetwork):
+        return _network(recipe, of, family.outputs_of(of), device)
     for name in ("architecture", "prior_std", "sigmas"):
         if getattr(recipe.model, name) is not None:
             raise RecipeError(f"model.{name}: {of.family} is no network")
@@ -213,15 +212,13 @@ def _check_layers(of: Manifest, layers: list[int], shapes: Mapping[str, tuple[in
         raise RecipeError(f"model.hidden: {of.family} has no hidden units")
 
 
-def _network(
-    recipe: Recipe, of: Manifest, shapes: Mapping[str, tuple[int, ...]], device: torch.device
-) -> dict[str, Tensor]:
+def _network(recipe: Recipe, of: Manifest, outputs: int, device: torch.device) -> dict[str, Tensor]:
     """PyTorch's own first weights: made on the CPU, they are the same on every device."""
     if recipe.model.layers:
         raise RecipeError(f"model.hidden: {of.family} is a network; say how it is made in model.architecture")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        network = read(of.config).network(tuple(of.visible.shape), shapes[_HEAD][0])
+        network = read(of.config).network(tuple(of.visible.shape), outputs)
     return {name: p.detach().to(device) for name, p in network.named_parameters()}
 
 
@@ -296,7 +293,11 @@ def out_of_patience(state: FitState, recipe: Recipe) -> bool:
 
 def _merit(recipe: Recipe, figure: float) -> float:
     """The watched figure, greater where better."""
-    return -figure if recipe.monitor.watch.endswith(("error_validation", "matching_validation")) else figure
+    return (
+        -figure
+        if recipe.monitor.watch.endswith(("error_validation", "matching_validation", "denoising_validation"))
+        else figure
+    )
 
 
 def _rate(settings: FitSettings, step: int, total: int) -> float:
@@ -313,21 +314,16 @@ def _ascend(state: FitState, gradient: dict[str, Tensor], settings: FitSettings,
         if settings.weight_decay and parameter.ndim >= 2:
             change.sub_(parameter, alpha=settings.weight_decay)
         if settings.optimizer == "adam":
-            _adam(state, name, change, settings, step)
+            mean, square, beta1 = (
+                state.velocity[name],
+                state.velocity[f"{name}.square"],
+                settings.momentum or adam.BETA1,
+            )
+            adam.ascend(parameter, mean, square, change, step, state.step + 1, beta1)
         elif settings.momentum:
             parameter.add_(state.velocity[name].mul_(settings.momentum).add_(change, alpha=step))
         else:  # the same, without passing over memory twice more
             parameter.add_(change, alpha=step)
-
-
-def _adam(state: FitState, name: str, change: Tensor, settings: FitSettings, rate: float) -> None:
-    """Adam (Kingma & Ba 2015, algorithm 1), upwards."""
-    beta1, beta2, step = settings.momentum or 0.9, 0.999, state.step + 1
-    mean, square = state.velocity[name], state.velocity[f"{name}.square"]
-    mean.lerp_(change, 1 - beta1)
-    square.lerp_(change.square(), 1 - beta2)
-    spread = square.sqrt().mul_(1 / math.sqrt(1 - beta2**step)).add_(1e-8)
-    state.parameters[name].addcdiv_(mean, spread, value=rate / (1 - beta1**step))
 
 
 def _check_finite(state: FitState, settings: FitSettings) -> None:
