@@ -252,6 +252,7 @@ def _record(here: _Run, at: Stage, fitted: FitState, seconds: float) -> str:
         "gap": "free_energy_gap",
         "PLL": "pseudo_log_likelihood",
         "SM": "score_matching_validation",
+        "denoising": "denoising_validation",
         "error": "classification_error_validation",
         "LL": "log_likelihood_validation",
     }

@@ -126,7 +126,7 @@ def test_a_network_is_rebuilt_from_its_manifest(name: str) -> None:
 @pytest.mark.parametrize("kind", sorted(architectures()))
 @pytest.mark.parametrize("shape", [(9, 8), (8, 8, 3)])
 def test_every_architecture_takes_images_and_treats_examples_apart(kind: str, shape: tuple[int, ...]) -> None:
-    count = math.prod(shape) if kind == "dilated" else 2  # the one that makes images
+    count = math.prod(shape) if kind in ("dilated", "unet") else 2  # the ones that make images
     network = architectures()[kind]().network(shape, count).double()
     x = normal((4, *shape), 1)
     outputs = network(x).detach()
