@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from models import annealing
+from models.anomaly import SCORES
 from models.errors import CapabilityError
 from models.estimator import Effort, LogPartition
 from models.estimators.exact import Exact
@@ -264,6 +265,12 @@ def energies(model: EnergyModel, examples: Tensor) -> Float[Tensor, " n"]:
     """E(v) in the model's precision."""
     starts = range(0, len(examples), _CHUNK)
     return torch.cat([model.energy(examples[k : k + _CHUNK].to(model.dtype)) for k in starts])
+
+
+def scored(model: EnergyModel, score: str, examples: Tensor) -> Float[Tensor, " n"]:
+    """An anomaly score of the model's, by its name in `models.anomaly`, in the model's precision, as float64."""
+    starts = range(0, len(examples), _CHUNK)
+    return torch.cat([SCORES[score].of(model, examples[k : k + _CHUNK].to(model.dtype)) for k in starts])
 
 
 def classification_error(model: HasClasses, examples: Tensor, labels: Tensor) -> float:
