@@ -27,13 +27,17 @@ class Residual(nn.Module):
 
 
 class ImageHead(nn.Conv2d):
-    """Flat features of an image's places to the flat units of an image, channels last, by a 3 x 3 convolution."""
+    """Flat features of places to the flat units of an image, channels last, by a 3 x 3 convolution.
 
-    def __init__(self, channels: int, above: int, height: int, width: int) -> None:
-        super().__init__(channels, above, 3, 1, 1)
-        self.plane = (channels, height, width)
+    A place has the features `channels` and makes patch x patch pixels of `above` units each.
+    """
+
+    def __init__(self, channels: int, above: int, height: int, width: int, patch: int = 1) -> None:
+        super().__init__(channels, above * patch**2, 3, 1, 1)
+        self.plane = (channels, height // patch, width // patch)
+        self.spread = nn.PixelShuffle(patch)
 
     def forward(self, x: Float[Tensor, "n features"]) -> Float[Tensor, "n outputs"]:
         """The image's units in the order of an example's."""
-        planes: Tensor = super().forward(torch.unflatten(x, 1, self.plane))
+        planes: Tensor = self.spread(super().forward(torch.unflatten(x, 1, self.plane)))
         return planes.movedim(1, -1).flatten(1)

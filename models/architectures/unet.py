@@ -29,27 +29,35 @@ class UNet(Architecture):
 
     channels: list[Width] = Field([32, 64, 128], min_length=1, max_length=8)
     blocks: int = Field(1, ge=1, le=64, description="Residual blocks in each stage, down and up.")
+    patch: int = Field(1, ge=1, le=16, description="Pixels a side that are one place from the start: cheaper, coarser.")
     activation: Activation = "swish"
 
     def network(self, shape: tuple[int, ...], outputs: int) -> Network:
         """For images.
 
         Raises:
-            CheckpointError: no images, or outputs that are none.
+            CheckpointError: no images, or none of whole patches, or outputs that are none.
         """
         height, width, below = image(shape, self.name)
+        if height % self.patch or width % self.patch:
+            raise CheckpointError(
+                f"architecture unet: images of {height} x {width} pixels are not made of patches of {self.patch} x "
+                f"{self.patch}"
+            )
         if outputs % (height * width):
             raise CheckpointError(
                 f"architecture unet: its outputs are an image of {height} x {width}; {outputs} numbers are none"
             )
         body = nn.Sequential(
             Planes(),
-            nn.Conv2d(below, self.channels[0], 3, 1, 1),
+            nn.PixelUnshuffle(self.patch),
+            nn.Conv2d(below * self.patch**2, self.channels[0], 3, 1, 1),
             _Stages(self.channels, self.blocks, self.activation),
             ACTIVATIONS[self.activation](),
             nn.Flatten(),
         )
-        return Network(body, ImageHead(self.channels[0], outputs // (height * width), height, width))
+        head = ImageHead(self.channels[0], outputs // (height * width), height, width, self.patch)
+        return Network(body, head)
 
 
 class _Stages(nn.Module):
