@@ -58,6 +58,10 @@ class Sampler(ABC):
         """Whether even the stationary law is not the model's, or not its posterior where visibles are clamped."""
         return False
 
+    def schedule(self, model: EnergyModel) -> int:  # noqa: ARG002
+        """Sweeps before which its states are those of something on the way to the model; 0: there is no such time."""
+        return 0
+
     @abstractmethod
     def init(
         self,

@@ -133,6 +133,8 @@ def _print_result(console: Console, result: Result, run_dir: Path) -> None:
         lines.append(f"test anomalies told by their energy: AUROC {m['test_anomaly_auroc']:.4f}")
     if "test_score_matching" in m:
         lines.append(f"test score matching: {m['test_score_matching']:.4f}")
+    if "test_denoising" in m:
+        lines.append(f"test denoising score matching: {m['test_denoising']:.4f}")
     if any(key.startswith("test_log_likelihood_") for key in set(m) - {"test_log_likelihood_examples_stderr"}):
         lines += _likelihoods(m)
     for line in lines:
@@ -145,7 +147,8 @@ def _likelihoods(m: dict[str, Any]) -> Iterator[str]:
     ]
     how = f", {m['binarization']} binarization" if m["binarization"] else ""
     yield f"test log-likelihood{kind}, nats per example ({m['test_examples']} examples{how}):"
-    for key, way in (("exact", "by enumeration"), ("quadrature", "on a grid"), ("nce", "as learned")):
+    learned = (("nce", "as learned"), ("flow_contrastive", "as learned"))
+    for key, way in (("exact", "by enumeration"), ("quadrature", "on a grid"), *learned):
         if f"test_log_likelihood_{key}" in m:
             stderr = m.get(f"log_partition_{key}_stderr")
             found = "" if stderr is None else f": {m[f'log_partition_{key}']:.3f} +- {stderr:.3f}"

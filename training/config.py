@@ -172,6 +172,7 @@ class MonitorSettings(_Section):
         "pseudo_log_likelihood",
         "classification_error_validation",
         "score_matching_validation",
+        "denoising_validation",
     ] = Field("log_likelihood_validation", description="The figure that `fit.patience` waits for to improve.")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +13,14 @@ from torch.nn.functional import normalize
 from models.architecture import Network, read
 from models.catalog import families
 from models.errors import CapabilityError, CheckpointError
+from models.families.score_network import ScoreNetwork
 from models.family import Base, EnergyModel, HasClasses, HasGenerator
 from models.generator import LOG_STD, PREFIX, architecture_of
 from models.manifest import Manifest, Visible
 from models.network_family import NetworkEnergy
 from models.numerics import log_odds
 from models.rng import ChainKeys, normals
+from training import adam
 from training.config import FitSettings, Recipe
 from training.data import Dataset
 from training.errors import DataError, DivergenceError, RecipeError
@@ -29,8 +30,6 @@ from training.team import ALONE, Team
 
 DEEP = ("dbn", "dbm")
 """Families of several hidden layers, whose manifests say how large each is."""
-_HEAD = "head.bias"
-"""A parameter that all networks have, as long as there are outputs."""
 _WEIGHTS = 24
 """First stream of the first weights' draws, apart from those of chains and data."""
 _SPECTRA = 0xFF20
@@ -234,7 +233,7 @@ def _first_parameters(
         shapes = family.tensor_shapes(of, found)
     except CheckpointError as error:
         raise RecipeError(f"model{'.hidden' if of.family in DEEP else ''}: {error}") from error
-    if _HEAD in shapes or issubclass(family, HasGenerator):
+    if issubclass(family, NetworkEnergy | ScoreNetwork | HasGenerator):
         return _network(recipe, of, shapes, device)
     for name in ("architecture", "prior_std", "sigmas"):
         if getattr(recipe.model, name) is not None:
@@ -281,10 +280,9 @@ def _network(
 def _networks(of: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Network]:
     """By what the names of their parameters begin with: that of the model, or those of its parts."""
     shape, family = tuple(of.visible.shape), families()[of.family]
-    if _HEAD in shapes:
-        # A head that is a convolution has fewer biases than outputs.
-        outputs = family.outputs_of(of) if issubclass(family, NetworkEnergy) else of.visible.units
-        return {"": read(of.config).network(shape, outputs)}
+    if not issubclass(family, HasGenerator):
+        assert issubclass(family, NetworkEnergy | ScoreNetwork)
+        return {"": read(of.config).network(shape, family.outputs_of(of))}
     found = {}
     for part in of.config["architecture"]:
         if not any(_is_of(part, name) for name in shapes):
@@ -368,7 +366,11 @@ def out_of_patience(state: FitState, recipe: Recipe) -> bool:
 
 def _merit(recipe: Recipe, figure: float) -> float:
     """The watched figure, greater where better."""
-    return -figure if recipe.monitor.watch.endswith(("error_validation", "matching_validation")) else figure
+    return (
+        -figure
+        if recipe.monitor.watch.endswith(("error_validation", "matching_validation", "denoising_validation"))
+        else figure
+    )
 
 
 def _rate(settings: FitSettings, step: int, total: int) -> float:
@@ -386,7 +388,10 @@ def _ascend(state: FitState, gradient: Gradient, settings: FitSettings, rate: fl
         decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
         if settings.optimizer == "adam":
             own = change.dense() if isinstance(change, Outer) else change
-            _adam(state, name, own.sub_(parameter, alpha=decay) if decay else own, settings, step)
+            if decay:
+                own.sub_(parameter, alpha=decay)
+            mean, square = state.velocity[name], state.velocity[f"{name}.square"]
+            adam.ascend(parameter, mean, square, own, step, state.step + 1, settings.momentum or adam.BETA1)
             continue
         # Without momentum it is the parameter itself that the step is added to: one pass over memory less.
         total = state.velocity[name].mul_(settings.momentum) if settings.momentum else parameter
@@ -414,16 +419,6 @@ def _shrink(state: FitState, settings: FitSettings) -> None:
             left.copy_(stretched / norm)
         if limit is not None and norm > limit:
             state.parameters[name].mul_(limit / norm)
-
-
-def _adam(state: FitState, name: str, change: Tensor, settings: FitSettings, rate: float) -> None:
-    """Adam (Kingma & Ba 2015, algorithm 1), upwards."""
-    beta1, beta2, step = settings.momentum or 0.9, 0.999, state.step + 1
-    mean, square = state.velocity[name], state.velocity[f"{name}.square"]
-    mean.lerp_(change, 1 - beta1)
-    square.lerp_(change.square(), 1 - beta2)
-    spread = square.sqrt().mul_(1 / math.sqrt(1 - beta2**step)).add_(1e-8)
-    state.parameters[name].addcdiv_(mean, spread, value=rate / (1 - beta1**step))
 
 
 def _check_finite(state: FitState, settings: FitSettings) -> None:

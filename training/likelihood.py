@@ -13,22 +13,23 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from models import annealing
+from models.anomaly import SCORES
 from models.errors import CapabilityError
 from models.estimator import Effort, LogPartition
 from models.estimators.exact import Exact
 from models.estimators.reverse_ais import ReverseAIS
 from models.families.dbn import DBN, DRAWS
-from models.family import Base, EnergyModel, HasAnnealing, HasClasses, HasEnumeration
+from models.family import Base, EnergyModel, HasAnnealing, HasClasses, HasEnumeration, HasNoiseScales
 from models.layered_family import LayeredModel
 from models.layered_posterior import annealed
 from models.manifest import Manifest
 from models.numerics import log_mean_exp
-from models.rng import ChainKeys, categorical, random_bits
+from models.rng import ChainKeys, categorical, normals, random_bits
 from training import plane
 from training.config import LikelihoodSettings, MonitorSettings
 from training.data import Dataset
 from training.fit import base_of, model_of
-from training.smooth import is_unbounded, score_matching
+from training.smooth import denoising, is_unbounded, score_matching
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, work done, work in all)."""
@@ -41,6 +42,7 @@ _FLIPS = 16
 _AIS_SEED, _REVERSE_SEED, _POSTERIOR_SEED = 1 << 32, 2 << 32, 3 << 32
 # Numbers of chains and streams that no other draw of the same seed has.
 _RAISE_FIRST, _SUBSET_STREAM, _FLIP_STREAM, _LABEL_STREAM, _SLICE_STREAM = 1 << 24, 0xFF10, 0xFF11, 0xFF12, 0xFF13
+_BLUR_STREAM = 0xFF14
 _BINS = 15
 _MATCHED = 1000
 """Test examples on which scores are matched."""
@@ -92,8 +94,12 @@ def evaluate(
     two dimensions log Z is integrated, else it may be `known` to the objective, else there is no likelihood.
     """
     model = wide(of, model)
+    blurred = (
+        {"test_denoising": _denoising(model, data.test[:_MATCHED], seed)} if isinstance(model, HasNoiseScales) else {}
+    )
     if not has_energy(model):
-        return Evaluation(None, {"binarization": None, "energy_kind": None, "test_examples": len(data.test)}, None)
+        known_of = {"binarization": None, "energy_kind": None, "test_examples": len(data.test)}
+        return Evaluation(None, known_of | blurred, None)
     if model.energy_kind == "estimate":
         data = _some(data, settings.estimated_examples, seed)
     test = judged(model, data.test, data.test_labels)
@@ -103,6 +109,7 @@ def evaluate(
         "energy_kind": model.energy_kind,
         "test_examples": len(data.test),
         "test_log_likelihood_examples_stderr": _stderr(test.energy),
+        **blurred,
     }
     if isinstance(model, HasClasses) and test.error is not None:
         metrics |= {"test_classification_error": test.error, "classification": model.class_kind}
@@ -260,6 +267,12 @@ def energies(model: EnergyModel, examples: Tensor) -> Float[Tensor, " n"]:
     return torch.cat([model.energy(examples[k : k + _CHUNK].to(model.dtype)) for k in starts])
 
 
+def scored(model: EnergyModel, score: str, examples: Tensor) -> Float[Tensor, " n"]:
+    """An anomaly score of the model's, by its name in `models.anomaly`, in the model's precision, as float64."""
+    starts = range(0, len(examples), _CHUNK)
+    return torch.cat([SCORES[score].of(model, examples[k : k + _CHUNK].to(model.dtype)) for k in starts])
+
+
 def classification_error(model: HasClasses, examples: Tensor, labels: Tensor) -> float:
     """Share of the examples whose likeliest class is not theirs."""
     return classification(model, examples, labels)[0]
@@ -298,6 +311,18 @@ def _score_matching(model: EnergyModel, examples: Tensor, seed: int) -> float:
     return float(torch.cat([score_matching(model, examples[r].to(model.dtype), v[r]) for r in rows]).mean())
 
 
+def _denoising(model: HasNoiseScales, examples: Tensor, seed: int) -> float:
+    """The mean over the scales of noise, which the examples take in turn."""
+    keys = ChainKeys.of(seed + _AIS_SEED, len(examples), model.device)
+    z = normals(keys, torch.zeros_like(keys.chain), _BLUR_STREAM, examples.shape[1]).to(model.dtype)
+    scales = torch.tensor(model.sigmas, dtype=model.dtype, device=model.device)
+    sigma = scales[torch.arange(len(examples), device=model.device) % len(scales)][:, None]
+    rows, total = [slice(k, k + _CHUNK) for k in range(0, len(examples), _CHUNK)], 0.0
+    for r in rows:
+        total += float(denoising(model, examples[r].to(model.dtype), sigma[r], z[r]).detach().sum())
+    return total / len(examples)
+
+
 def monitor(
     of: Manifest,
     model: EnergyModel,
@@ -320,6 +345,8 @@ def monitor(
         "weight_rms": math.sqrt(sum(float(w.square().sum()) for w in weights) / sum(w.numel() for w in weights)),
         "weight_max": max(float(w.abs().max()) for w in weights),
     }
+    if isinstance(model, HasNoiseScales):
+        sizes["denoising_validation"] = _denoising(model, data.validation[: settings.examples], seed)
     if not has_energy(model):
         return sizes
     held_out, labels = data.validation[: settings.examples], data.validation_labels

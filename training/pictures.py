@@ -16,8 +16,10 @@ from torch import Tensor
 
 from models.catalog import samplers, samplers_of
 from models.family import Clamp, EnergyModel, HasConditionals, HasStates
+from models.numerics import ROWS
 from models.rng import ChainKeys
 from models.sampler import Sampler
+from models.samplers.annealed_langevin import AnnealedLangevin
 from training import plane
 from training.data import Dataset
 
@@ -46,18 +48,20 @@ def filters(model: EnergyModel, shape: Sequence[int], count: int = 100) -> bytes
 
 
 def _sampler(model: HasStates) -> Sampler:
-    """The model's default one."""
-    return samplers()[samplers_of(model)[0]]()
+    """The model's default one, or the one that goes through its scales of noise."""
+    known = samplers_of(model)
+    return samplers()[AnnealedLangevin.name if AnnealedLangevin.name in known else known[0]]()
 
 
 def samples(
     model: HasStates, start: Float[Tensor, "n visible"] | None, data: Dataset, seed: int, sweeps: int = 100
 ) -> bytes:
-    """Chains continued for some sweeps from annealed starts (from noise where there are none), their expected state."""
-    count = 100 if start is None else len(start)
+    """Chains continued for some sweeps from annealed starts, their expected state; where there are no such starts, from
+    noise, for ten times as many, or the whole of the sampler's schedule."""
+    count = ROWS if start is None else len(start)
     keys, sampler = ChainKeys.of(seed, count, model.device, first=_KEYS_FIRST), _sampler(model)
     state = sampler.init(model, keys, start, None)
-    for _ in range(sweeps if start is not None else 10 * sweeps):
+    for _ in range(sweeps if start is not None else sampler.schedule(model) or 10 * sweeps):
         state, info = sampler.step(model, state, keys)
     low, high = _levels(data)
     title = "samples: expected visible units of independent chains"
@@ -156,6 +160,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> bytes:
         "free energy (nats)": ("free_energy_train", "free_energy_validation"),
         "free-energy gap, validation - training (nats)": ("free_energy_gap",),
         "score matching, validation": ("score_matching_validation",),
+        "denoising, validation": ("denoising_validation",),
         "classes, validation": ("classification_error_validation", "calibration_error_validation"),
         "pseudo-log-likelihood, validation (nats)": ("pseudo_log_likelihood",),
         "weights": ("weight_rms", "weight_max"),
@@ -188,19 +193,22 @@ def _spread(n: int, count: int) -> Tensor:
 
 
 def _grid(rows: Tensor, shape: Sequence[int], columns: int | None = None, gap: float = 0.5) -> np.ndarray:
-    """Images side by side with one pixel between them; data without two dimensions become strips."""
-    height, width = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
+    """Images side by side with one pixel between them, RGB in colour; data without two dimensions become strips."""
+    colours = tuple(shape[2:]) if len(shape) == 3 and shape[2] == 3 else ()
+    height, width = (shape[0], math.prod(shape[1:]) // math.prod(colours)) if len(shape) > 1 else (1, shape[0])
     columns = columns or math.ceil(math.sqrt(len(rows)))
     lines = math.ceil(len(rows) / columns)
-    canvas = np.full((lines * (height + 1) + 1, columns * (width + 1) + 1), gap, dtype=np.float64)
+    canvas = np.full((lines * (height + 1) + 1, columns * (width + 1) + 1, *colours), gap, dtype=np.float64)
     for k, row in enumerate(rows.detach().cpu().double().numpy()):
         y, x = 1 + (k // columns) * (height + 1), 1 + (k % columns) * (width + 1)
-        canvas[y : y + height, x : x + width] = row.reshape(height, width)
+        canvas[y : y + height, x : x + width] = row.reshape(height, width, *colours)
     return canvas
 
 
 def _png(image: np.ndarray, title: str, cmap: str = "gray", low: float = 0.0, high: float = 1.0) -> bytes:
-    scale = 9 / max(image.shape)
+    scale = 9 / max(image.shape[:2])
+    if image.ndim == 3:  # which matplotlib takes as they are
+        image = np.clip((image - low) / (high - low), 0, 1)
     figure = Figure(figsize=(max(image.shape[1] * scale, 4), image.shape[0] * scale + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(image, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")

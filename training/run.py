@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from models import checkpoint
+from models.anomaly import scores_of
 from models.catalog import samplers_of
 from models.family import EnergyModel, HasConditionals, HasGenerator, HasStates
 from models.manifest import LogPartitionRecord, Manifest, Training, check_name
@@ -27,14 +28,14 @@ from training.config import Recipe
 from training.data import Dataset
 from training.errors import Interrupted, RecipeError, ResumeError
 from training.fit import FitState, manifest, model_of, steps_per_epoch, train, watch
-from training.likelihood import Evaluation, Progress, energies, evaluate, has_energy, monitor, wide
+from training.likelihood import Evaluation, Progress, energies, evaluate, has_energy, monitor, scored, wide
 from training.objective import Objective, Sum, build
 from training.progress import Stages
 from training.stages import Stage, check, names, stage
 from training.state import Origin
 from training.team import Team, joined, own_gpu
 
-_REFERENCE_ENERGIES, _REFERENCE_EXAMPLES = 10_000, 256
+_REFERENCE_ENERGIES, _REFERENCE_SCORES, _REFERENCE_EXAMPLES = 10_000, 2000, 256
 _ONE_THREAD_PRODUCT = 1 << 23
 """Multiplications in a step's products below which a second thread costs more than it saves."""
 _AGREE = 16
@@ -156,7 +157,7 @@ def _run(job: Job, console: Console, team: Team) -> Result | None:
             job.models_dir,
             _manifest(here, fitted, evaluation, metrics),
             model,
-            _reference(wide(structure, model), dataset) if has_energy(model) else None,
+            _reference(structure, model, dataset),
             drawn.get("samples", drawn.get("density")),
         )
         runfolder.finish(job.run_dir, folder, metrics)
@@ -252,6 +253,7 @@ def _record(here: _Run, at: Stage, fitted: FitState, seconds: float) -> str:
         "gap": "free_energy_gap",
         "PLL": "pseudo_log_likelihood",
         "SM": "score_matching_validation",
+        "denoising": "denoising_validation",
         "error": "classification_error_validation",
         "LL": "log_likelihood_validation",
     }
@@ -322,7 +324,11 @@ def _in_words(objective: Objective) -> str:
     return f"{objective.name} ({settings})" if settings else objective.name
 
 
-def _reference(model: EnergyModel, dataset: Dataset) -> checkpoint.Reference:
-    """Energies of examples that were not trained on, and a few that were, for chains that start at data."""
-    held_out = energies(model, dataset.validation[:_REFERENCE_ENERGIES])
-    return checkpoint.Reference(held_out.cpu().numpy(), dataset.train[:_REFERENCE_EXAMPLES].cpu().numpy())
+def _reference(of: Manifest, model: EnergyModel, dataset: Dataset) -> checkpoint.Reference:
+    """Energies and other anomaly scores of examples that were not trained on, and a few that were, for chains that
+    start at data."""
+    names, held_out = scores_of(model), dataset.validation[:_REFERENCE_ENERGIES]
+    known = energies(wide(of, model), held_out).cpu().numpy() if has_energy(model) and "energy" in names else None
+    few = dataset.validation[:_REFERENCE_SCORES]
+    others = {name: scored(model, name, few).cpu().numpy() for name in names if name != "energy"}
+    return checkpoint.Reference(known, dataset.train[:_REFERENCE_EXAMPLES].cpu().numpy(), others)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.family import EnergyModel, HasGradient
+from models.family import EnergyModel, HasGradient, HasNoiseScales
 from models.layered_family import LayeredModel
 
 
@@ -60,3 +60,15 @@ def score_matching(
     for a number that the model has no part in (Hyvarinen 2005; Song et al. 2019). The less, the better."""
     s, along = score_along(model, x, v)
     return 0.5 * s.square().sum(1) + (v * along).sum(1)
+
+
+def denoising(
+    model: HasNoiseScales,
+    x: Float[Tensor, "n visible"],
+    sigma: Float[Tensor, "n 1"],
+    z: Float[Tensor, "n visible"],
+) -> Float[Tensor, " n"]:
+    """1/2 |sigma s(x + sigma z, sigma) + z|^2 (Vincent 2011; Song & Ermon 2019): its mean over data and z is sigma^2
+    times the halved Fisher divergence from the law of the blurred data, but for a number that the model has no part in.
+    Nothing learned: half of the visibles. The less, the better."""
+    return 0.5 * (sigma * model.learned_score(x + sigma * z, sigma[:, 0]) + z).square().sum(1)

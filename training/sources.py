@@ -44,6 +44,7 @@ _KNOWN = {
     ),
     "frey_faces": _Known(layout=Layout(frames=True)),
     "olivetti_faces": _Known(),
+    "cifar10": _Known(folders=("cifar-10-batches-bin", "."), fits=files.holds_cifar, layout=Layout(classes=_CIFAR10)),
     "cifar10_patches": _Known(
         paths=(
             "cifar10_subset/cifar10_first4000_lossless.npz",

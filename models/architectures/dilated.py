@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from models.architecture import ACTIVATIONS, Activation, Architecture, Network, Planes, image
+from models.convolutions import ImageHead, Residual
 from models.errors import CheckpointError
 
 Dilation = Annotated[int, Field(ge=1, le=64)]
@@ -40,32 +39,9 @@ class Dilated(Architecture):
             )
         layers: list[nn.Module] = [Planes(), nn.Conv2d(below, self.channels, 3, 1, 1)]
         factor = len(self.dilations) ** -0.5
-        layers += [_Block(self.channels, dilation, self.activation, factor) for dilation in self.dilations]
+        layers += [
+            Residual(self.channels, self.channels, self.activation, factor, dilation) for dilation in self.dilations
+        ]
         layers += [ACTIVATIONS[self.activation](), nn.Flatten()]
-        head = _Head(self.channels, outputs // (height * width), height, width)
+        head = ImageHead(self.channels, outputs // (height * width), height, width)
         return Network(nn.Sequential(*layers), head)
-
-
-class _Block(nn.Module):
-    def __init__(self, channels: int, dilation: int, activation: str, factor: float) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, 1, dilation, dilation)
-        self.second = nn.Conv2d(channels, channels, 3, 1, dilation, dilation)
-        self.activation, self.factor = ACTIVATIONS[activation](), factor
-
-    def forward(self, x: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels h w"]:
-        inner = self.second(self.activation(self.first(self.activation(x))))
-        total: Tensor = x + self.factor * inner
-        return total
-
-
-class _Head(nn.Conv2d):
-    """Flat features to flat images, channels last."""
-
-    def __init__(self, channels: int, above: int, height: int, width: int) -> None:
-        super().__init__(channels, above, 3, 1, 1)
-        self.plane = (channels, height, width)
-
-    def forward(self, x: Float[Tensor, "n features"]) -> Float[Tensor, "n outputs"]:
-        planes: Tensor = super().forward(torch.unflatten(x, 1, self.plane))
-        return planes.movedim(1, -1).flatten(1)

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.architecture import ACTIVATIONS, Activation, Architecture, Network, Planes, image
+from models.convolutions import Residual
 
 Width = Annotated[int, Field(ge=1, le=4096)]
 
@@ -36,24 +37,10 @@ class ResNet(Architecture):
             if n:
                 layers.append(nn.AvgPool2d(2, ceil_mode=True))
             for _ in range(self.blocks):
-                layers.append(_Block(below, channels, self.activation, factor))
+                layers.append(Residual(below, channels, self.activation, factor))
                 below = channels
         layers += [ACTIVATIONS[self.activation](), _Sum()]
         return Network(nn.Sequential(*layers), nn.Linear(below, outputs))
-
-
-class _Block(nn.Module):
-    def __init__(self, below: int, channels: int, activation: str, factor: float) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(below, channels, 3, 1, 1)
-        self.second = nn.Conv2d(channels, channels, 3, 1, 1)
-        self.skip = nn.Conv2d(below, channels, 1) if below != channels else nn.Identity()
-        self.activation, self.factor = ACTIVATIONS[activation](), factor
-
-    def forward(self, x: Float[Tensor, "n below h w"]) -> Float[Tensor, "n channels h w"]:
-        inner = self.second(self.activation(self.first(self.activation(x))))
-        total: Tensor = self.skip(x) + self.factor * inner
-        return total
 
 
 class _Sum(nn.Module):

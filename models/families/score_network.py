@@ -50,9 +50,14 @@ class ScoreNetwork(HasNoiseScales, HasStates):
     sigmas: tuple[float, ...] = (1.0,)
 
     @classmethod
+    def outputs_of(cls, manifest: Manifest) -> int:
+        """One for each visible unit."""
+        return manifest.visible.units
+
+    @classmethod
     def tensor_shapes(cls, manifest: Manifest, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:  # noqa: ARG003
         """Those of the network that `config.architecture` describes."""
-        return read(manifest.config).shapes(tuple(manifest.visible.shape), manifest.visible.units)
+        return read(manifest.config).shapes(tuple(manifest.visible.shape), cls.outputs_of(manifest))
 
     @classmethod
     def from_tensors(cls, manifest: Manifest, tensors: Mapping[str, Tensor]) -> ScoreNetwork:

@@ -64,6 +64,10 @@ class AnnealedLangevin(Sampler):
         """Always."""
         return True
 
+    def schedule(self, model: EnergyModel) -> int:
+        """As long as it takes through all sigmas."""
+        return self.steps * len(model.sigmas) if isinstance(model, HasNoiseScales) else 0
+
     def init(
         self,
         model: EnergyModel,

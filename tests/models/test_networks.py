@@ -176,7 +176,7 @@ def test_a_network_is_rebuilt_from_its_manifest(name: str) -> None:
 @pytest.mark.parametrize("kind", sorted(architectures()))
 @pytest.mark.parametrize("shape", [(9, 8), (8, 8, 3)])
 def test_every_architecture_takes_images_and_treats_examples_apart(kind: str, shape: tuple[int, ...]) -> None:
-    count = math.prod(shape) if kind in ("dilated", "deconv") else 2  # those that make images
+    count = math.prod(shape) if kind in ("dilated", "unet", "deconv") else 2  # those that make images
     settings = {"image": [*shape, 1][:3]} if kind == "deconv" else {}
     network = architectures()[kind](**settings).network(shape, count).double()
     x = normal((4, *shape), 1)
@@ -184,6 +184,31 @@ def test_every_architecture_takes_images_and_treats_examples_apart(kind: str, sh
     assert outputs.shape == (4, count)
     assert not list(network.buffers())
     np.testing.assert_allclose(network(x[2:3]).detach(), outputs[2:3], atol=1e-12)
+
+
+def test_a_u_net_of_patches_answers_with_images_of_the_same_layout() -> None:
+    made = read({"architecture": {"name": "unet", "channels": [4, 8, 8], "patch": 2, "activation": "tanh"}})
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        network = made.network((10, 6, 3), 180).double().requires_grad_(False)
+    slope = torch.func.jacrev(lambda y: network(y[None])[0])(normal((10, 6, 3), 1)).reshape(10, 6, 3, 10, 6, 3)
+    near, far = (slope[at[0], at[1], :, 0, 0].abs().mean() for at in ((0, 0), (9, 5)))
+    assert float(near) > 3 * float(far) > 0  # what a unit becomes rests most on its own place, and on all others
+    with pytest.raises(CheckpointError, match="5 x 6 pixels are not made of patches of 2 x 2"):
+        made.shapes((5, 6), 30)
+
+
+def test_the_probability_flow_goes_through_u_nets() -> None:
+    config = {"architecture": {"name": "unet", "channels": [2, 2], "patch": 2}, "sigmas": [1.0, 0.5]}
+    of = manifest_of("score_network", 72, "real", config=config)
+    of = of.model_copy(update={"visible": of.visible.model_copy(update={"shape": [12, 6]})})
+    shapes = catalog.families()["score_network"].tensor_shapes(of, {})
+    still = catalog.build(of, {name: torch.zeros(shape).double() for name, shape in shapes.items()})
+    x = normal((2, 72), 1)
+    energy, error = still.energy_with_error(x)
+    # A field of zeros leaves the normal law at the largest scale as it is.
+    torch.testing.assert_close(energy, 0.5 * x.square().sum(1) + 36 * math.log(2 * math.pi))
+    torch.testing.assert_close(error, torch.zeros(2).double())
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,11 @@ _FAMILIES: dict[str, tuple[Callable[[], Dataset], dict[str, Any], dict[str, Any]
     "mlp by replay": (lambda: clouds(20), _MLP, {"name": "langevin", "steps": 3, "buffer": 30, "data_noise": 0.1}),
     "mlp by persistent chains": (lambda: clouds(20), _MLP, {"name": "langevin", "steps": 3, "start_at": "persistent"}),
     "mlp by nce": (lambda: clouds(20), _MLP, {"name": "nce", "noise": "mixture", "components": 2}),
+    "mlp by a flow": (
+        lambda: clouds(20),
+        _MLP,
+        {"name": "flow_contrastive", "flow_layers": 2, "flow_hidden": 3, "flow_steps": 5},
+    ),
     "mlp by sliced": (lambda: clouds(20), _MLP, {"name": "sliced"}),
     "grbm by denoising": (lambda: clouds(20), {"family": "grbm", "hidden": 4}, {"name": "denoising"}),
     "mlp against a generator by Adam": (

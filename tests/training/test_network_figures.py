@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,20 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from models import checkpoint
+from models.anomaly import SCORES, scores_of
 from models.families.grbm import GRBM
 from models.families.jem import JEM
-from models.family import HasGenerator
+from models.family import HasGenerator, HasNoiseScales, HasStates
+from models.samplers.annealed_langevin import AnnealedLangevin
+from service.cli import app as serving
 from tests.models import cases
 from tests.models.cases import normal
 from tests.training.toys import dataset
 from training import pictures, plane
 from training.cli import app
-from training.likelihood import auroc, classification
+from training.config import DataSettings, MonitorSettings
+from training.data import load
+from training.likelihood import auroc, classification, monitor
 from training.smooth import score_matching
 
 
@@ -141,6 +147,100 @@ def test_a_run_of_a_joint_model_ends_with_its_error_and_calibration_and_no_likel
     assert found.manifest.log_partition is None
     assert {"classification_error_validation", "calibration_error_validation"} <= set(records[-1])
     assert (tmp_path / "run" / "filters.png").exists()
+    # Held-out values of every score that the service answers by, and p-values from them.
+    assert found.reference is not None
+    held_out = load(DataSettings(dataset="digits", domain="unit", validation=250, test=250)).validation
+    assert set(found.reference.scores) == {"max_softmax", "score_norm"} == set(scores_of(found.model)[1:])
+    for name, kept in found.reference.scores.items():
+        expected = SCORES[name].of(found.model, held_out).sort().values
+        np.testing.assert_allclose(kept, expected, rtol=1e-5, atol=1e-7)
+        np.save(tmp_path / "in.npy", held_out[:50].numpy().reshape(50, 8, 8) * 16)  # as they came
+        paths = [str(tmp_path / "in.npy"), str(tmp_path / "out.npy")]
+        done = CliRunner().invoke(
+            serving, ["score", "jem-mnist", *paths, "--models", str(tmp_path / "models"), "--score", name]
+        )
+        assert done.exit_code == 0, done.output
+        p = np.load(tmp_path / "out.npy")["p_value"]
+        at_least = (expected[None] >= SCORES[name].of(found.model, held_out[:50])[:, None]).sum(1)
+        np.testing.assert_allclose(p, (1 + at_least) / 251, atol=1.5 / 251)  # a tie may go either way
+
+
+def test_a_score_network_of_images_is_trained_drawn_and_kept_with_its_references(tmp_path: Path) -> None:
+    _, records, found = _train(
+        tmp_path,
+        "ncsn-mnist",
+        *("data.dataset=digits", "data.validation=100", "data.test=100", "model.architecture.channels=[4, 8]"),
+        *(
+            "model.sigmas.smallest=0.3",
+            "model.sigmas.largest=1.0",
+            "model.sigmas.number=2",
+            "fit.epochs=1",
+            "fit.batch_size=20",
+        ),
+    )
+    metrics = found.manifest.training.metrics if found.manifest.training else None
+    assert metrics is not None
+    assert 0 < records[-1]["denoising_validation"] < records[0]["denoising_validation"]
+    assert metrics["test_denoising"] == pytest.approx(records[-1]["denoising_validation"], rel=0.3)
+    assert found.reference is not None
+    assert found.reference.energies is None
+    assert {name: len(kept) for name, kept in found.reference.scores.items()} == {"score_norm": 100, "score_norms": 100}
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+_SMALL_JEM = '{name="cross_entropy"}, {name="langevin", steps=2, buffer=20}'
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("jem-cifar10", ("model.architecture.channels=[4, 4]", f"objective.terms=[{_SMALL_JEM}]")),
+        ("ncsn-cifar10", ("model.architecture.channels=[4, 4]", "model.sigmas.number=2")),
+    ],
+)
+def test_the_recipes_of_cifar10_run_on_small_colour_images(
+    tmp_path: Path, recipe: str, settings: tuple[str, ...]
+) -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 256, (80, 8, 8, 3), dtype=np.uint8), np.arange(80) % 4
+    np.savez(tmp_path / "images.npz", x_train=x, y_train=y, x_test=x[:20], y_test=y[:20])
+    sizes = ("model.architecture.blocks=1", "fit.epochs=1", "fit.batch_size=20", "data.validation=20")
+    _, _, found = _train(tmp_path, recipe, f"data.dataset={tmp_path / 'images.npz'}", *sizes, *settings)
+    assert found.manifest.visible.shape == [8, 8, 3]
+    with Image.open(found.folder / "preview.png") as image:
+        red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(int), -1, 0)
+    assert np.abs(red - green).max() > 20 < np.abs(green - blue).max()
+
+
+def test_the_denoising_figure_is_half_the_units_where_nothing_is_learned() -> None:
+    of = cases.case("score_network")
+    still = type(of.model).from_tensors(of.manifest, {k: 0 * t for k, t in of.model.tensors().items()})
+    data = dataset(normal((3000, 4), 1).float(), "real")
+    found = monitor(of.manifest, still, data, MonitorSettings(examples=3000), 0, 0)["denoising_validation"]
+    n = 4 * len(data.validation)  # each of z's squares has variance 2: a false alarm less often than once in 10^8
+    assert abs(found - 2) < 6 * 2 * math.sqrt(2 / n)
+
+
+def test_pictures_of_samples_go_through_every_scale_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = cases.case("score_network").model, []
+    step = AnnealedLangevin.step
+
+    def counted(self: AnnealedLangevin, model: Any, state: Any, keys: Any, *rest: Any) -> Any:
+        seen.append(model.sigmas[min(int(state.sweep[0]) // self.steps, len(model.sigmas) - 1)])
+        return step(self, model, state, keys, *rest)
+
+    monkeypatch.setattr(AnnealedLangevin, "step", counted)
+    assert isinstance(model, HasNoiseScales)
+    assert isinstance(model, HasStates)
+    pictures.samples(model, None, dataset(normal((50, 4), 1).float(), "real"), 0)
+    assert seen == [sigma for sigma in model.sigmas for _ in range(100)]
+
+
+def test_images_of_three_colours_are_drawn_in_them() -> None:
+    data = replace(dataset(torch.tensor([[1.0, 0.0, 0.0]]).repeat(30, 4), "unit"), shape=(2, 2, 3))
+    with Image.open(io.BytesIO(pictures.states(data.train, data))) as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    assert (pixels == [255, 0, 0]).all(1).mean() > 0.2
 
 
 def test_a_run_against_a_generator_ends_with_both_and_the_generators_draws_beside_the_data(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tests.models import cases
 from tests.models.cases import normal
 from tests.training.exact import gradient as exact_gradient
 from training.errors import DivergenceError, RecipeError
+from training.flow import Flow
+from training.generated import made as generated
 from training.mixture import Mixture
 from training.objective import Batch, Draws, Memory, Objective, build
 from training.smooth import is_unbounded, score, score_along, score_matching
@@ -294,16 +296,26 @@ def _grbm_and_draws(n: int, seed: int = 0) -> tuple[GRBM, Tensor]:
     return model, mean + model.log_sigma.exp() * torch.randn(mean.shape, generator=generator).double()
 
 
-@pytest.mark.parametrize("settings", [{}, {"ratio": 3}, {"noise": "mixture", "components": 4}], ids=str)
+_FLOW = {"flow_layers": 4, "flow_hidden": 16, "flow_steps": 200}
+_CONTRASTS: list[dict[str, Any]] = [
+    {"name": "nce"},
+    {"name": "nce", "ratio": 3},
+    {"name": "nce", "noise": "mixture", "components": 4},
+    {"name": "nce", "noise": "flow", **_FLOW},
+    {"name": "flow_contrastive", **_FLOW},
+]
+
+
+@pytest.mark.parametrize("settings", _CONTRASTS, ids=str)
 def test_c_is_log_z(settings: dict[str, Any]) -> None:
     model, x = _grbm_and_draws(100_000)
-    objective = build({"name": "nce", "gain": 0.02, **settings})
+    objective = build({"gain": 0.02, **settings})
     memory = objective.noted(objective.start(model, {}, 0), x)
     for step in range(200):
         _, memory = objective.gradient(model, Batch(x[500 * step :][:500]), Draws(0, step), memory)
     found, exact = objective.log_partition(model, memory), model.log_partition()
     assert found is not None
-    assert found.method == "nce"
+    assert found.method == settings["name"]
     assert abs(found.value - exact) < 0.01 * exact
     assert abs(found.value - exact) < _Z * found.stderr
     assert 0 < found.stderr < 0.02
@@ -352,6 +364,78 @@ def test_noise_is_a_law_with_the_datas_moments_whose_density_is_its_own() -> Non
     error = both.std(0) / math.sqrt(len(both))
     assert float(((drawn.mean(0) - both.mean(0)) / error).abs().max()) < _Z
     assert float(two.log_density(drawn).mean() - two.log_density(both).mean()) == pytest.approx(0, abs=0.06)
+
+
+@pytest.mark.parametrize("settings", _CONTRASTS[3:], ids=str)
+def test_contrast_with_a_flow_finds_a_gaussian_in_the_plane_and_its_log_z(settings: dict[str, Any]) -> None:
+    truth = _gaussian(units=2)
+    x = normal((20_000, 2), 5) @ torch.linalg.cholesky(torch.linalg.inv(truth.A)).T + torch.linalg.solve(
+        truth.A, truth.b
+    )
+    model, objective = _Gaussian(2 * torch.eye(2).double(), torch.zeros(2).double()), build({"gain": 0.02, **settings})
+    memory = objective.noted(objective.start(cases.case("mlp_energy", visible=2).model, {}, 0), x)
+    for step in range(400):
+        batch = Batch(x[500 * step % len(x) :][:500])
+        g, memory = objective.gradient(model, batch, Draws(1, step), memory)
+        model.A.add_(0.5 * (1 - step / 400) * (g["A"] + g["A"].T))
+        model.b.add_((1 - step / 400) * g["b"])
+    exact = float(0.5 * model.b @ torch.linalg.solve(model.A, model.b) - 0.5 * model.A.logdet()) + math.log(2 * math.pi)
+    found = objective.log_partition(model, memory)
+    assert found is not None
+    assert abs(found.value - exact) < 0.01 * abs(exact)
+    # 20,000 examples, seen by a decaying step: figures are theirs to a few parts in a hundred.
+    torch.testing.assert_close(model.A, truth.A, rtol=0.05, atol=0.1)
+    torch.testing.assert_close(model.b, truth.b, rtol=0.05, atol=0.1)
+
+
+def test_a_flow_is_a_law_whose_density_is_its_own() -> None:
+    x = _moons()
+    one, two = Flow.fitted(x, 6, 32, 0), Flow.fitted(x, 6, 32, 300)
+    torch.testing.assert_close(one.log_density(x), Mixture.fitted(x, 1).log_density(x))  # it begins at the Gaussian
+    assert float(two.log_density(x).mean()) > float(one.log_density(x).mean()) + 0.4
+    z = normal((20, 2), 3)
+    drawn, logs = two.pushed(z)
+    torch.testing.assert_close(two.log_density(drawn), logs)
+    slopes = torch.stack([torch.func.jacrev(lambda row: two.pushed(row[None])[0][0])(row) for row in z])
+    torch.testing.assert_close(logs, torch.distributions.Normal(0, 1).log_prob(z).sum(1) - slopes.logdet())
+    cells = 300  # the density integrates to 1: by the midpoint rule on a square that holds all of it
+    at = (torch.arange(cells).double() + 0.5) / cells * 12 - 6
+    p = two.log_density(torch.cartesian_prod(at, at)).exp()
+    assert float(p.sum()) * (12 / cells) ** 2 == pytest.approx(1, abs=2e-3)
+    sampled = Draws(1, 1).noise(two, x, 1, 0)
+    assert float(((sampled.mean(0) - two.pushed(normal((20_000, 2), 4))[0].mean(0)) / 0.02).abs().max()) < _Z
+
+
+def _moons() -> Tensor:
+    return torch.from_numpy(generated("moons").train.examples).double()[:5000]
+
+
+def test_the_flow_of_flow_contrast_goes_down_what_the_energy_goes_up() -> None:
+    model, x = cases.case("mlp_energy", visible=2).model, normal((400, 2), 2)
+    objective = build({"name": "flow_contrastive", **_FLOW, "flow_steps": 0, "flow_rate": 1e-3})
+    still = build({"name": "flow_contrastive", **_FLOW, "flow_steps": 0, "flow_rate": 0.0})
+    first = objective.noted(objective.start(model, {}, 0), x)
+
+    def value(memory: Memory, c: Tensor) -> float:
+        """V on the very numbers of the step."""
+        law = Flow({k.removeprefix("noise."): t for k, t in memory.items() if k.startswith("noise.")})
+        made, logs = law.pushed(Draws(3, 1).normals(x, 1, 0))
+        g = [-model.energy(x) - c - law.log_density(x), -model.energy(made) - c - logs]
+        return float(torch.sigmoid(g[0]).log().mean() + torch.sigmoid(-g[1]).log().mean())
+
+    _, moved = objective.gradient(model, Batch(x), Draws(3, 1), first)
+    _, same = still.gradient(model, Batch(x), Draws(3, 1), first)
+    assert value(moved, moved["c"]) < value(same, moved["c"]) - 1e-5
+    assert all(torch.equal(same[name], first[name]) for name in first if name.startswith("noise."))
+    # Adam's first step is the sign of the slope: checked against differences of V.
+    for place in (0, 3):
+        values = []
+        for move in (1e-5, -1e-5):
+            changed = {**first, "noise.second_bias": first["noise.second_bias"].clone()}
+            changed["noise.second_bias"].view(-1)[place] += move
+            values.append(value(changed, moved["c"]))
+        slope = (values[0] - values[1]) / 2e-5
+        assert float(moved["mean.second_bias"].view(-1)[place]) == pytest.approx(-0.1 * slope, rel=1e-4, abs=1e-9)
 
 
 # --- Langevin ---

@@ -140,6 +140,9 @@ def test_cifar10_is_read_from_its_subset_or_its_binary_batches(tmp_path: Path) -
         np.testing.assert_array_equal(source.train.labels, labels[:10])
         assert source.classes is not None
         assert source.classes[3] == "cat"
+    np.testing.assert_array_equal(find("cifar10", str(tmp_path / "a")).train.examples, rgb[:10])
+    with pytest.raises(DataError, match="no data set 'cifar10'"):  # a subset is not the data set
+        find("cifar10", str(tmp_path / "b"))
     (batches / "data_batch_3.bin").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match=r"data_batch_3\.bin: expected rows of 3,073 bytes, found 100"):
         find("cifar10_patches", str(batches))

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.family import Base, EnergyModel, HasNoiseScales
 from training.errors import RecipeError
 from training.objective import Batch, Draws, Memory, Objective, slopes
-from training.smooth import is_unbounded, score
+from training.smooth import denoising, is_unbounded, score
 
 _NOISE, _SCALES = 0, 1
 """Streams."""
@@ -52,14 +52,14 @@ class Denoising(Objective):
         x = batch.visible
         sigma, z = self._scales(model, x, draws), draws.normals(x, draws.step, _NOISE)
 
-        def learned(at: Tensor) -> Tensor:
-            return model.learned_score(at, sigma[:, 0]) if isinstance(model, HasNoiseScales) else score(model, at)
-
         def figure() -> Tensor:
-            s = learned(x + sigma * z)
-            figure = -0.5 * (sigma * s + z).square().sum(1)
+            if isinstance(model, HasNoiseScales):
+                figure = -denoising(model, x, sigma, z)
+            else:
+                figure = -0.5 * (sigma * score(model, x + sigma * z) + z).square().sum(1)
             if self.control_variate:
-                figure = figure + (sigma * z * learned(x)).sum(1)
+                at_data = model.learned_score(x, sigma[:, 0]) if isinstance(model, HasNoiseScales) else score(model, x)
+                figure = figure + (sigma * z * at_data).sum(1)
             return figure.mean()
 
         return slopes(model.tensors(), figure), memory
