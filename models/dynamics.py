@@ -137,6 +137,26 @@ def transition(
     return Moved(torch.where(accepted[:, None], end.x, x), accepted, chance)
 
 
+def unadjusted(
+    slope: Slope,
+    x: Float[Tensor, "n visible"],
+    keys: ChainKeys,
+    number: Int[Tensor, " n"],
+    step: float,
+    bounds: Bounds,
+    free: Bool[Tensor, "n visible"],
+) -> Float[Tensor, "n visible"]:
+    """x - (e^2 / 2) grad U(x) + e z, z standard normal, reflected at walls; where that is no finite place, x itself.
+
+    exp(-U) stays as it is but for an error of order e^2 (Roberts & Tweedie 1996).
+    """
+    _, gradient = slope(x)
+    proposal = x - 0.5 * step**2 * gradient + step * rng.normals(keys, number, MOMENTA, x.shape[1])
+    moved, _ = reflect(proposal, bounds)
+    sound = (torch.isfinite(moved) | ~free).all(1, keepdim=True)
+    return torch.where(free & sound, moved, x)
+
+
 def check_step_size(step_size: float) -> None:
     """Check that a step size is one.
 

@@ -20,7 +20,7 @@ PREFIX = "generator."
 
 @dataclass(frozen=True, eq=False)
 class Generator:
-    """G(z) of latent z, (n, latent) -> (n, D): a network's outputs, through the logistic where the visibles are `unit`."""
+    """G(z) of latent z, (n, latent) -> (n, D): a network's outputs, through the logistic where visibles are `unit`."""
 
     architecture: Architecture
     latent: int

@@ -18,6 +18,7 @@ from models.sampler import ChainState, Sampler, SweepInfo
 
 _FARTHEST = 30.0
 """Step sizes are adapted from exp(-30) to exp(30)."""
+_MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,16 @@ class HamiltonianSampler(Sampler):
         )
         blocks = {"visible": moved.x, **sizes.after(state.blocks, number, moved.chance)}
         return ChainState(blocks, number), SweepInfo(lambda: moved.x, moved.accepted.double())
+
+
+def check_leapfrog_steps(steps: int) -> None:
+    """Check how many leapfrog steps a proposal has.
+
+    Raises:
+        ValueError: too few or too many.
+    """
+    if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+        raise ValueError(f"leapfrog_steps must be a whole number from 1 to {_MOST_STEPS}; got {steps!r}")
 
 
 def check_adaptation(target: float, adaptation: int) -> None:

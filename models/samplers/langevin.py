@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import dynamics, rng, sweeping
+from models import dynamics, sweeping
 from models.family import Clamp, EnergyModel, HasGradient
 from models.rng import ChainKeys
 from models.sampler import ChainState, Sampler, SweepInfo
@@ -67,11 +67,6 @@ class Langevin(Sampler):
         """One step of every chain."""
         model = dynamics.differentiable(model, self.name)
         number, x = state.sweep + 1, state.visible
-        _, gradient = dynamics.slope_of(model, clamp, beta)(x)
-        noise = rng.normals(keys, number, dynamics.MOMENTA, x.shape[1])
-        proposal = x - 0.5 * self.step_size**2 * gradient + self.step_size * noise
-        moved, _ = dynamics.reflect(proposal, model.bounds)
-        free = dynamics.free_units(x, clamp)
-        sound = (torch.isfinite(moved) | ~free).all(1, keepdim=True)
-        after = torch.where(free & sound, moved, x)
+        slope, free = dynamics.slope_of(model, clamp, beta), dynamics.free_units(x, clamp)
+        after = dynamics.unadjusted(slope, x, keys, number, self.step_size, model.bounds, free)
         return ChainState({"visible": after}, number), SweepInfo(lambda: after)
