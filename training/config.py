@@ -75,11 +75,14 @@ class ModelSettings(_Section):
     weight_std: float = Field(0.01, gt=0, description="Standard deviation of the first weights.")
     log_sigma: float = Field(0.0, description="First log standard deviation of real visibles given the hidden units.")
     architecture: dict[str, Any] | None = Field(
-        None, description="Of a network: `name` of a kind in models/architectures, and its own settings."
+        None,
+        description="Of a network: `name` of a kind in models/architectures, and its own settings; of several, "
+        "`generator` and `energy` or `discriminator`, each with these.",
     )
     prior_std: float | None = Field(
         None, gt=0, description="s of the term |x|^2 / (2 s^2) in a network's energy; None: no such term."
     )
+    latent: int | None = Field(None, ge=1, le=65_536, description="Numbers that a generator makes an example of.")
     sigmas: list[float] | dict[str, float] | None = Field(
         None, description="Scales of noise, the largest first; or `largest`, `smallest`, `number`: a geometric series."
     )

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.architecture import read
+from models.architecture import Network, read
 from models.catalog import families
 from models.errors import CapabilityError, CheckpointError
-from models.family import Base, EnergyModel, HasClasses
+from models.family import Base, EnergyModel, HasClasses, HasGenerator
+from models.generator import PREFIX, architecture_of
 from models.manifest import Manifest, Visible
 from models.network_family import NetworkEnergy
 from models.numerics import log_odds
@@ -81,12 +82,9 @@ def manifest(recipe: Recipe, data: Dataset) -> Manifest:
         raise RecipeError(f"model.labels: {data.name} has no labels")
     config: dict[str, Any] = {"layers": [data.units, *settings.layers]} if settings.family in DEEP else {}
     if settings.architecture is not None:
-        try:
-            kinds = family.kinds() if issubclass(family, NetworkEnergy) else None
-            architecture = read({"architecture": settings.architecture}, kinds)
-        except CheckpointError as error:
-            raise RecipeError(f"model: {error}") from error
-        config["architecture"] = {"name": architecture.name, **architecture.model_dump()}
+        config["architecture"] = _architecture(family, settings.architecture)
+    if settings.latent is not None:
+        config["latent"] = settings.latent
     if settings.prior_std is not None:
         config["prior_std"] = settings.prior_std
     if settings.noise_scales is not None:
@@ -100,6 +98,18 @@ def manifest(recipe: Recipe, data: Dataset) -> Manifest:
         config=config,
         preprocessing=data.preprocessing,
     )
+
+
+def _architecture(family: type[EnergyModel] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's settings, defaults filled in; of a family with a generator those of each network, by its name."""
+    if family is not None and issubclass(family, HasGenerator) and "name" not in given:
+        return {part: _architecture(None, own) if isinstance(own, dict) else own for part, own in given.items()}
+    try:
+        kinds = family.kinds() if family is not None and issubclass(family, NetworkEnergy) else None
+        architecture = read({"architecture": given}, kinds)
+    except CheckpointError as error:
+        raise RecipeError(f"model: {error}") from error
+    return {"name": architecture.name, **architecture.model_dump()}
 
 
 def model_of(of: Manifest, parameters: Mapping[str, Tensor]) -> EnergyModel:
@@ -184,8 +194,10 @@ def _first_parameters(
         shapes = family.tensor_shapes(of, found)
     except CheckpointError as error:
         raise RecipeError(f"model{'.hidden' if of.family in DEEP else ''}: {error}") from error
-    if _HEAD in shapes:
-        return _network(recipe, of, shapes, device)
+    if recipe.model.latent is not None and not issubclass(family, HasGenerator):
+        raise RecipeError(f"model.latent: {of.family} has no generator")
+    if any(name.endswith(_HEAD) for name in shapes):
+        return _networks(recipe, of, shapes, device)
     for name in ("architecture", "prior_std", "sigmas"):
         if getattr(recipe.model, name) is not None:
             raise RecipeError(f"model.{name}: {of.family} is no network")
@@ -213,7 +225,7 @@ def _check_layers(of: Manifest, layers: list[int], shapes: Mapping[str, tuple[in
         raise RecipeError(f"model.hidden: {of.family} has no hidden units")
 
 
-def _network(
+def _networks(
     recipe: Recipe, of: Manifest, shapes: Mapping[str, tuple[int, ...]], device: torch.device
 ) -> dict[str, Tensor]:
     """PyTorch's own first weights: made on the CPU, they are the same on every device."""
@@ -221,8 +233,19 @@ def _network(
         raise RecipeError(f"model.hidden: {of.family} is a network; say how it is made in model.architecture")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        network = read(of.config).network(tuple(of.visible.shape), shapes[_HEAD][0])
-    return {name: p.detach().to(device) for name, p in network.named_parameters()}
+        made = {
+            head.removesuffix(_HEAD): _network(of, head.removesuffix(_HEAD), shape[0])
+            for head, shape in shapes.items()
+            if head.endswith(_HEAD)
+        }
+    return {f"{part}{name}": p.detach().to(device) for part, n in made.items() for name, p in n.named_parameters()}
+
+
+def _network(of: Manifest, part: str, outputs: int) -> Network:
+    """The network whose parameters' names begin so: of examples, or of latents where it is a generator."""
+    inputs = (of.config["latent"],) if part == PREFIX else tuple(of.visible.shape)
+    config = architecture_of(of, part.removesuffix(".")) if part else of.config
+    return read(config).network(inputs, outputs)
 
 
 def _in_words(of: Manifest) -> str:

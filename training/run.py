@@ -21,6 +21,7 @@ from rich.console import Console
 from models import checkpoint
 from models.catalog import samplers_of
 from models.family import EnergyModel, HasConditionals, HasStates
+from models.latent_family import LatentModel
 from models.manifest import LogPartitionRecord, Manifest, Training, check_name
 from training import data, pictures, plane, runfolder, state
 from training.config import Recipe
@@ -252,6 +253,7 @@ def _record(here: _Run, at: Stage, fitted: FitState, seconds: float) -> str:
         "gap": "free_energy_gap",
         "PLL": "pseudo_log_likelihood",
         "SM": "score_matching_validation",
+        "LR": "log_ratio_to_generator_validation",
         "error": "classification_error_validation",
         "LL": "log_likelihood_validation",
     }
@@ -272,6 +274,8 @@ def _pictures(here: _Run, fitted: FitState, model: EnergyModel, evaluation: Eval
     found = {"curves": pictures.curves([r for r in runfolder.records(here.job.run_dir) if r["stage"] == last])}
     if (filters := pictures.filters(model, here.dataset.shape)) is not None:
         found["filters"] = filters
+    if isinstance(model, LatentModel):
+        found["generator"] = pictures.generated(model, here.dataset, seed)
     if plane.lies_in(model, here.dataset):
         found["density"] = pictures.density(model, here.dataset, chains)
     elif chains is not None and not isinstance(model, HasConditionals):
