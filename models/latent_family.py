@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -60,7 +60,7 @@ class LatentModel(HasGenerator, HasFeatures, HasStates):
         }
 
     @classmethod
-    def from_tensors(cls, manifest: Manifest, tensors: Mapping[str, Tensor]) -> Self:
+    def from_tensors(cls, manifest: Manifest, tensors: Mapping[str, Tensor]) -> LatentModel:
         """The two networks with these parameters."""
         return cls(
             read(architecture_of(manifest, cls.part())),

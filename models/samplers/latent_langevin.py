@@ -38,8 +38,6 @@ class LatentLangevin(LatentSampler):
         """
         check_step_size(self.step_size)
         check_adaptation(self.target, self.adaptation)
-        if type(self.adjust) is not bool:
-            raise ValueError(f"adjust must be true or false; got {self.adjust!r}")
 
     @property
     def adjusted(self) -> bool:
