@@ -93,8 +93,8 @@ def evaluate(
     pessimistic; reverse AIS as far as its starting samples are the model's. Where the energy is a bound or an estimate
     (`energy_kind`), so are the likelihoods, in that direction, beside. An estimate is made on some of the examples,
     drawn at random, and comes with the variational bound. Labels are summed out. A network has no such estimates: in
-    two dimensions log Z is integrated, else it may be `known` to the objective, else there is no likelihood. Of a tilted
-    generator it is the log-ratio to the generator's law that is averaged, which is no likelihood.
+    two dimensions log Z is integrated, else it may be `known` to the objective, else there is no likelihood. Of a
+    tilted generator it is the log-ratio to the generator's law that is averaged, which is no likelihood.
     """
     model = wide(of, model)
     if not has_energy(model):
@@ -130,16 +130,22 @@ def evaluate(
         metrics |= {"log_partition_exact": exact.value, "test_log_likelihood_exact": -mean - exact.value}
     elif not isinstance(model, HasAnnealing):
         log_partition = plane.log_partition(model, data) if plane.lies_in(model, data) else known
-        if log_partition is not None:
-            method = log_partition.method
-            metrics[f"log_partition_{method}"] = log_partition.value
-            metrics[f"log_partition_{method}_stderr"] = log_partition.stderr
-            metrics[f"test_log_likelihood_{method}"] = -mean - log_partition.value
+        metrics |= _normalised(log_partition, mean)
     if test.bound is not None:
         metrics |= _bounds(test.bound, metrics)
     if isinstance(model, LayeredModel) and model.energy_kind == "lower_bound" and settings.annealed_examples:
         metrics |= _above_the_bound(model, data, metrics, mean, settings, seed, progress)
     return Evaluation(log_partition, metrics, samples)
+
+
+def _normalised(log_partition: LogPartition | None, mean: float) -> dict[str, float]:
+    if log_partition is None:
+        return {}
+    return {
+        f"log_partition_{log_partition.method}": log_partition.value,
+        f"log_partition_{log_partition.method}_stderr": log_partition.stderr,
+        f"test_log_likelihood_{log_partition.method}": -mean - log_partition.value,
+    }
 
 
 def _tilt(

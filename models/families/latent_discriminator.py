@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch import Tensor
 from models.latent_family import LatentModel
 
 
+@dataclass(frozen=True, eq=False)
 class LatentDiscriminator(LatentModel):
     """p(x) proportional to p_g(x) exp(d(x)): d, of `discriminator.*`, is the logit that x is no draw of `generator.*`.
 
