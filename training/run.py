@@ -282,7 +282,9 @@ def _pictures(here: _Run, fitted: FitState, model: EnergyModel, evaluation: Eval
         found["samples"] = pictures.states(chains, here.dataset)
     elif isinstance(model, HasStates) and samplers_of(model):
         start = None if evaluation.samples is None else evaluation.samples[:100]
-        found["samples"] = pictures.samples(model, start, here.dataset, seed)
+        # In latent space a sweep passes both networks many times, and chains begin near their law.
+        sweeps = 30 if isinstance(model, LatentModel) else 100
+        found["samples"] = pictures.samples(model, start, here.dataset, seed, sweeps)
     if isinstance(model, HasConditionals):  # a network's would take longer than its training
         found["completions"] = pictures.completions(model, here.dataset, seed)
     return found
