@@ -119,6 +119,7 @@ def evaluate(
         metrics["test_anomaly_auroc"] = auroc(test.energy, data.test_anomalies)
     log_partition, samples = None, None
     if isinstance(model, LatentModel):
+        metrics["test_log_ratio_examples_stderr"] = metrics.pop("test_log_likelihood_examples_stderr")
         log_partition, found = _tilt(model, mean, settings, seed, progress)
         return Evaluation(log_partition, metrics | found, None)
     if isinstance(model, HasAnnealing):
