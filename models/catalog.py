@@ -30,7 +30,7 @@ def samplers() -> dict[str, type[Sampler]]:
     return discover("models.samplers", Sampler)  # type: ignore[type-abstract]
 
 
-DEFAULTS = ("gibbs", "hmc", "mala", "langevin", "annealed_langevin")
+DEFAULTS = ("gibbs", "hmc", "mala", "langevin", "annealed_langevin", "latent_hmc", "latent_langevin")
 """The first of these that runs on a model is its default: those whose law is the model's stand before approximate ones.
 """
 

@@ -21,6 +21,7 @@ _FARTHEST = 30.0
 _SMALL_VARIANCE = 1e-3
 _FEWEST = 40
 """Sweeps of an adaptation that can tell scales."""
+_MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,16 @@ class HamiltonianSampler(Sampler):
         adapted = sizes.after(state.blocks, number, moved.chance) | scales.after(state.blocks, number, moved.x)
         blocks = {"visible": moved.x, **adapted}
         return ChainState(blocks, number), SweepInfo(lambda: moved.x, moved.accepted.double())
+
+
+def check_leapfrog_steps(steps: int) -> None:
+    """Check how many leapfrog steps a proposal has.
+
+    Raises:
+        ValueError: too few or too many.
+    """
+    if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+        raise ValueError(f"leapfrog_steps must be a whole number from 1 to {_MOST_STEPS}; got {steps!r}")
 
 
 def check_adaptation(target: float, adaptation: int, precondition: bool) -> None:

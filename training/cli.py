@@ -135,6 +135,9 @@ def _print_result(console: Console, result: Result, run_dir: Path) -> None:
         lines.append(f"test score matching: {m['test_score_matching']:.4f}")
     if "test_denoising" in m:
         lines.append(f"test denoising score matching: {m['test_denoising']:.4f}")
+    if "test_log_ratio_to_generator" in m:
+        ratio, stderr = m["test_log_ratio_to_generator"], m["log_partition_ais_hmc_stderr"]
+        lines.append(f"test log-ratio to the generator's law: {ratio:.3f} +- {stderr:.3f} nats per example, optimistic")
     if any(key.startswith("test_log_likelihood_") for key in set(m) - {"test_log_likelihood_examples_stderr"}):
         lines += _likelihoods(m)
     for line in lines:

@@ -78,8 +78,8 @@ class ModelSettings(_Section):
     )
     architecture: dict[str, Any] | None = Field(
         None,
-        description="Of a network: `name` of a kind in models/architectures, and its own settings; of several networks "
-        "such a section each.",
+        description="Of a network: `name` of a kind in models/architectures, and its own settings; of several, "
+        "`generator` and `energy` or `discriminator`, each with these.",
     )
     latent: int | None = Field(None, ge=1, le=65_536, description="Numbers that a generator makes an example of.")
     prior_std: float | None = Field(

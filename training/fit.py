@@ -234,7 +234,7 @@ def _first_parameters(
     except CheckpointError as error:
         raise RecipeError(f"model{'.hidden' if of.family in DEEP else ''}: {error}") from error
     if issubclass(family, NetworkEnergy | ScoreNetwork | HasGenerator):
-        return _network(recipe, of, shapes, device)
+        return _first_networks(recipe, of, shapes, device)
     for name in ("architecture", "prior_std", "sigmas"):
         if getattr(recipe.model, name) is not None:
             raise RecipeError(f"model.{name}: {of.family} is no network")
@@ -262,7 +262,7 @@ def _check_layers(of: Manifest, layers: list[int], shapes: Mapping[str, tuple[in
         raise RecipeError(f"model.hidden: {of.family} has no hidden units")
 
 
-def _network(
+def _first_networks(
     recipe: Recipe, of: Manifest, shapes: Mapping[str, tuple[int, ...]], device: torch.device
 ) -> dict[str, Tensor]:
     """PyTorch's own first weights: made on the CPU, they are the same on every device."""

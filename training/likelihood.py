@@ -16,10 +16,12 @@ from models import annealing
 from models.anomaly import SCORES
 from models.errors import CapabilityError
 from models.estimator import Effort, LogPartition
+from models.estimators.ais_hmc import AISHMC
 from models.estimators.exact import Exact
 from models.estimators.reverse_ais import ReverseAIS
 from models.families.dbn import DBN, DRAWS
 from models.family import Base, EnergyModel, HasAnnealing, HasClasses, HasEnumeration, HasNoiseScales
+from models.latent_family import LATENT, LatentModel
 from models.layered_family import LayeredModel
 from models.layered_posterior import annealed
 from models.manifest import Manifest
@@ -44,6 +46,8 @@ _AIS_SEED, _REVERSE_SEED, _POSTERIOR_SEED = 1 << 32, 2 << 32, 3 << 32
 _RAISE_FIRST, _SUBSET_STREAM, _FLIP_STREAM, _LABEL_STREAM, _SLICE_STREAM = 1 << 24, 0xFF10, 0xFF11, 0xFF12, 0xFF13
 _BLUR_STREAM = 0xFF14
 _BINS = 15
+_GENERATED = 10_000
+"""Draws of a generator."""
 _MATCHED = 1000
 """Test examples on which scores are matched."""
 
@@ -91,7 +95,8 @@ def evaluate(
     pessimistic; reverse AIS as far as its starting samples are the model's. Where the energy is a bound or an estimate
     (`energy_kind`), so are the likelihoods, in that direction, beside. An estimate is made on some of the examples,
     drawn at random, and comes with the variational bound. Labels are summed out. A network has no such estimates: in
-    two dimensions log Z is integrated, else it may be `known` to the objective, else there is no likelihood.
+    two dimensions log Z is integrated, else it may be `known` to the objective, else there is no likelihood. Of a
+    tilted generator it is the log-ratio to the generator's law that is averaged, which is no likelihood.
     """
     model = wide(of, model)
     blurred = (
@@ -120,6 +125,10 @@ def evaluate(
     if data.test_anomalies is not None:
         metrics["test_anomaly_auroc"] = auroc(test.energy, data.test_anomalies)
     log_partition, samples = None, None
+    if isinstance(model, LatentModel):
+        metrics["test_log_ratio_examples_stderr"] = metrics.pop("test_log_likelihood_examples_stderr")
+        log_partition, found = _tilt(model, mean, settings, seed, progress)
+        return Evaluation(log_partition, metrics | found, None)
     if isinstance(model, HasAnnealing):
         log_partition, samples, found = _annealed(model, data, mean, settings, seed, progress)
         metrics |= found
@@ -129,16 +138,45 @@ def evaluate(
         metrics |= {"log_partition_exact": exact.value, "test_log_likelihood_exact": -mean - exact.value}
     elif not isinstance(model, HasAnnealing):
         log_partition = plane.log_partition(model, data) if plane.lies_in(model, data) else known
-        if log_partition is not None:
-            method = log_partition.method
-            metrics[f"log_partition_{method}"] = log_partition.value
-            metrics[f"log_partition_{method}_stderr"] = log_partition.stderr
-            metrics[f"test_log_likelihood_{method}"] = -mean - log_partition.value
+        metrics |= _normalised(log_partition, mean)
     if test.bound is not None:
         metrics |= _bounds(test.bound, metrics)
     if isinstance(model, LayeredModel) and model.energy_kind == "lower_bound" and settings.annealed_examples:
         metrics |= _above_the_bound(model, data, metrics, mean, settings, seed, progress)
     return Evaluation(log_partition, metrics, samples)
+
+
+def _normalised(log_partition: LogPartition | None, mean: float) -> dict[str, float]:
+    if log_partition is None:
+        return {}
+    return {
+        f"log_partition_{log_partition.method}": log_partition.value,
+        f"log_partition_{log_partition.method}_stderr": log_partition.stderr,
+        f"test_log_likelihood_{log_partition.method}": -mean - log_partition.value,
+    }
+
+
+def _tilt(
+    model: LatentModel, mean: float, settings: LikelihoodSettings, seed: int, progress: Progress
+) -> tuple[LogPartition, dict[str, Any]]:
+    """log Z relative to the generator's law, by AIS in latent space, and the mean log-ratio of the test examples."""
+    effort = Effort(settings.chains, settings.temperatures, seed + _AIS_SEED)
+    found = AISHMC().estimate(model, effort, lambda done, total: progress("AIS in latent space", done, total))
+    return found, {
+        "log_partition_ais_hmc": found.value,
+        "log_partition_ais_hmc_stderr": found.stderr,
+        "test_energy": mean,
+        "generator_energy": float(_generated(model, _GENERATED, seed).mean()),
+        "test_log_ratio_to_generator": -mean - found.value,
+    }
+
+
+def _generated(model: LatentModel, count: int, seed: int) -> Float[Tensor, " n"]:
+    """E(G(z)) of so many z from N(0, 1)."""
+    keys = ChainKeys.of(seed + _AIS_SEED, count, model.device, first=_RAISE_FIRST)
+    z = model.noise(LATENT, count).sample(keys, torch.zeros_like(keys.chain), 0)
+    starts = range(0, count, _CHUNK)
+    return torch.cat([model.energy(model.generate(z[k : k + _CHUNK].to(model.dtype))) for k in starts])
 
 
 def _bounds(bound: Tensor, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -358,6 +396,10 @@ def monitor(
         "free_energy_validation": validation,
         "free_energy_gap": validation - train,
     } | sizes
+    if isinstance(model, LatentModel):
+        made = _generated(model, settings.examples, seed)
+        found["generator_energy"] = float(made.mean())
+        found["log_ratio_to_generator_validation"] = -validation - log_mean_exp(-made)[0]
     if is_unbounded(model):
         found["score_matching_validation"] = _score_matching(model, held_out, seed)
     if data.domain in ("binary", "spin") and model.energy_kind == "exact":

@@ -19,7 +19,7 @@ from models.discovery import discover
 from models.estimator import LogPartition
 from models.family import Base, EnergyModel
 from models.rng import ChainKeys
-from training.errors import RecipeError
+from training.errors import DivergenceError, RecipeError
 from training.products import Gradient
 
 Memory = Mapping[str, Tensor]
@@ -132,6 +132,39 @@ class Objective(BaseModel, ABC):
     def ended(self, memory: Memory) -> Float[Tensor, "n visible"] | None:  # noqa: ARG002
         """Where chains of visibles are that go on from step to step, if it is for pictures to show them."""
         return None
+
+
+def contrast(
+    model: EnergyModel,
+    tensors: Mapping[str, Tensor],
+    positive: Float[Tensor, "n visible"],
+    negative: Float[Tensor, "m visible"],
+    penalty: float,
+    largest_gap: float,
+    step: int,
+) -> dict[str, Tensor]:
+    """The slopes of E[E-] - E[E+] - penalty (E[E+^2] + E[E-^2]): E+ of data, E- of states of the model.
+
+    Raises:
+        DivergenceError: the mean energies are more than `largest_gap` apart, or no numbers.
+    """
+    means: list[float] = []
+
+    def figure() -> Tensor:
+        energy = model.energy(torch.cat((positive, negative)))
+        up, down = energy[: len(positive)], energy[len(positive) :]
+        means.extend((float(up.detach().mean()), float(down.detach().mean())))
+        squares = penalty * (up.square().mean() + down.square().mean()) if penalty else 0.0
+        return down.mean() - up.mean() - squares
+
+    found = slopes(tensors, figure)
+    if not abs(means[0] - means[1]) <= largest_gap:  # NaN too
+        raise DivergenceError(
+            f"training diverged: at step {step} the mean energies of data ({means[0]:.4g}) and chains ({means[1]:.4g}) "
+            f"are more than objective.largest_gap = {largest_gap:g} nats apart. Lower fit.learning_rate, or "
+            "make chains better (objective.steps, step_size), or set fit.clip or objective.energy_penalty"
+        )
+    return found
 
 
 def slopes(tensors: Mapping[str, Tensor], figure: Callable[[], Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.catalog import samplers, samplers_of
 from models.family import Clamp, EnergyModel, HasConditionals, HasStates
+from models.latent_family import LATENT, LatentModel
 from models.numerics import ROWS
 from models.rng import ChainKeys
 from models.sampler import Sampler
@@ -66,6 +67,15 @@ def samples(
     low, high = _levels(data)
     title = "samples: expected visible units of independent chains"
     return _png(_grid(_raw(info.expected_visible(), data), data.shape, gap=(low + high) / 2), title, low=low, high=high)
+
+
+def untilted(model: LatentModel, data: Dataset, seed: int, count: int = 100) -> bytes:
+    """Draws of the generator alone: what its tilt makes of them is in `samples`."""
+    keys = ChainKeys.of(seed, count, model.device, first=_KEYS_FIRST)
+    z = model.noise(LATENT, count).sample(keys, torch.zeros_like(keys.chain), 0)
+    low, high = _levels(data)
+    shown = _raw(model.visible_of(z), data)
+    return _png(_grid(shown, data.shape, gap=(low + high) / 2), "draws of the generator alone", low=low, high=high)
 
 
 def states(rows: Float[Tensor, "n visible"], data: Dataset) -> bytes:
@@ -161,6 +171,8 @@ def curves(records: Sequence[Mapping[str, Any]]) -> bytes:
         "free-energy gap, validation - training (nats)": ("free_energy_gap",),
         "score matching, validation": ("score_matching_validation",),
         "denoising, validation": ("denoising_validation",),
+        "energy of the generator's draws (nats)": ("generator_energy",),
+        "mean log-ratio to the generator, validation (nats)": ("log_ratio_to_generator_validation",),
         "classes, validation": ("classification_error_validation", "calibration_error_validation"),
         "pseudo-log-likelihood, validation (nats)": ("pseudo_log_likelihood",),
         "weights": ("weight_rms", "weight_max"),

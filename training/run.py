@@ -22,6 +22,7 @@ from models import checkpoint
 from models.anomaly import scores_of
 from models.catalog import samplers_of
 from models.family import EnergyModel, HasConditionals, HasGenerator, HasStates
+from models.latent_family import LatentModel
 from models.manifest import LogPartitionRecord, Manifest, Training, check_name
 from training import data, pictures, plane, runfolder, state
 from training.config import Recipe
@@ -254,6 +255,7 @@ def _record(here: _Run, at: Stage, fitted: FitState, seconds: float) -> str:
         "PLL": "pseudo_log_likelihood",
         "SM": "score_matching_validation",
         "denoising": "denoising_validation",
+        "LR": "log_ratio_to_generator_validation",
         "error": "classification_error_validation",
         "LL": "log_likelihood_validation",
     }
@@ -274,16 +276,20 @@ def _pictures(here: _Run, fitted: FitState, model: EnergyModel, evaluation: Eval
     found = {"curves": pictures.curves([r for r in runfolder.records(here.job.run_dir) if r["stage"] == last])}
     if (filters := pictures.filters(model, here.dataset.shape)) is not None:
         found["filters"] = filters
+    if isinstance(model, LatentModel):
+        found["generator"] = pictures.untilted(model, here.dataset, seed)
     if plane.lies_in(model, here.dataset):
         seen = pictures.from_generator(model, 5000, seed) if isinstance(model, HasGenerator) else chains
         found["density"] = pictures.density(model, here.dataset, seen)
-    elif isinstance(model, HasGenerator):
+    elif isinstance(model, HasGenerator) and not isinstance(model, LatentModel):
         found["samples"] = pictures.generated(model, here.dataset, seed)
     elif chains is not None and not isinstance(model, HasConditionals):
         found["samples"] = pictures.states(chains, here.dataset)
     elif isinstance(model, HasStates) and samplers_of(model):
         start = None if evaluation.samples is None else evaluation.samples[:100]
-        found["samples"] = pictures.samples(model, start, here.dataset, seed)
+        # In latent space a sweep passes both networks many times, and chains begin near their law.
+        sweeps = 30 if isinstance(model, LatentModel) else 100
+        found["samples"] = pictures.samples(model, start, here.dataset, seed, sweeps)
     if isinstance(model, HasConditionals):  # a network's would take longer than its training
         found["completions"] = pictures.completions(model, here.dataset, seed)
     return found

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from models import dynamics
 from models.conditionals import Conditional, Gaussian, Uniform
-from models.dynamics import Slope
+from models.dynamics import Bounds, Slope
 from models.errors import CapabilityError
 from models.estimator import Effort, Estimator, LogPartition, Progress
 from models.family import EnergyModel, HasGradient
+from models.latent_family import LATENT, VISIBLE, LatentModel
 from models.numerics import log_mean_exp
 from models.rng import ChainKeys
 
@@ -35,18 +36,22 @@ class AISHMC(Estimator):
     step sizes as they are, so that each of their transitions leaves its f_b unchanged, and the mean of the weights is
     unbiased for Z; its log is on average too low. Where real visibles spread further than the law that chains start
     from does, the weights are carried by a few chains and the standard error is too small.
+
+    Of a tilted generator the latents are annealed, from N(0, 1), and Z is relative to the generator's law.
     """
 
     name: ClassVar[str] = "ais_hmc"
 
     @classmethod
     def applies_to(cls, model: EnergyModel) -> bool:
-        """Models with a gradient, whose chains start from a normal or a uniform law."""
-        return isinstance(model, HasGradient) and isinstance(model.noise("visible", 1), (Gaussian, Uniform))
+        """Models with a gradient, whose chains start from a normal or a uniform law; and tilted generators."""
+        if not isinstance(model, HasGradient | LatentModel):
+            return False
+        return isinstance(_Path(model).noise(1), Gaussian | Uniform)
 
     def estimate(self, model: EnergyModel, effort: Effort, progress: Progress | None = None) -> LogPartition:
         """log of the mean weight, with its standard error."""
-        if not self.applies_to(model) or not isinstance(model, HasGradient):
+        if not self.applies_to(model) or not isinstance(model, HasGradient | LatentModel):
             raise CapabilityError(f"family {model.name} has no energy with a gradient", model.capabilities())
         betas, path = temperatures(effort.temperatures), _Path(model)
 
@@ -75,7 +80,23 @@ def temperatures(count: int) -> list[float]:
 class _Path:
     """The densities between the law that chains start from and the model."""
 
-    model: HasGradient
+    model: HasGradient | LatentModel
+
+    def noise(self, chains: int) -> Conditional:
+        """What so many chains start from."""
+        return self.model.noise(LATENT if isinstance(self.model, LatentModel) else VISIBLE, chains)
+
+    @property
+    def slope(self) -> Slope:
+        """The model's."""
+        if isinstance(self.model, LatentModel):
+            return self.model.latent_energy_and_gradient
+        return self.model.energy_and_gradient
+
+    @property
+    def bounds(self) -> Bounds:
+        """The model's; latents have none."""
+        return None if isinstance(self.model, LatentModel) else self.model.bounds
 
     def walk(
         self,
@@ -86,25 +107,25 @@ class _Path:
     ) -> tuple[Float[Tensor, "n visible"], Float[Tensor, " n"]]:
         """Where chains end, and their log weights. `step_size`: of transition k, given the acceptance rate before."""
         number = torch.zeros(len(keys), dtype=torch.int64, device=self.model.device)
-        noise = self.model.noise("visible", len(keys))
+        noise = self.noise(len(keys))
         x = noise.sample(keys, number, 0)
         log_weight = torch.zeros(len(keys), dtype=torch.float64, device=self.model.device)
         free, rate = torch.ones_like(x, dtype=torch.bool), TARGET
         for k in range(1, len(betas)):
-            energy = self.model.energy_and_gradient(x)[0]
+            energy = self.slope(x)[0]
             gained = (betas[k] - betas[k - 1]) * (-energy - noise.log_prob(x))
             log_weight += torch.where(torch.isfinite(gained), gained, -torch.inf)  # no energy, no weight
             if k < len(betas) - 1:
                 size = torch.full((len(keys), 1), step_size(k, rate), dtype=torch.float64, device=x.device)
                 slope = self._between(noise, betas[k])
-                moved = dynamics.transition(slope, x, keys, number + k, size, LEAPS, self.model.bounds, free)
+                moved = dynamics.transition(slope, x, keys, number + k, size, LEAPS, self.bounds, free)
                 x, rate = moved.x, float(moved.chance.mean())
             told(k)
         return x, log_weight
 
     def step_sizes(self, keys: ChainKeys, betas: Sequence[float], told: Callable[[int], None]) -> dict[int, float]:
         """Of each transition, as a walk of other chains finds them."""
-        noise = self.model.noise("visible", 1)
+        noise = self.noise(1)
         width = noise.std if isinstance(noise, Gaussian) else noise.high - noise.low  # type: ignore[attr-defined]
         found = {0: _FIRST_STEP * float(width.min())}
 
@@ -117,7 +138,7 @@ class _Path:
 
     def _between(self, noise: Conditional, beta: float) -> Slope:
         def slope(x: Tensor) -> tuple[Tensor, Tensor]:
-            energy, gradient = self.model.energy_and_gradient(x)
+            energy, gradient = self.slope(x)
             energy = beta * energy - (1.0 - beta) * noise.log_prob(x)
             if isinstance(noise, Gaussian):
                 gradient = beta * gradient + (1.0 - beta) * (x - noise.location) / noise.std.square()

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.conditionals import Conditional
 from models.errors import CapabilityError, CheckpointError
 from models.family import EnergyModel, HasClasses, HasGradient, HasScore, IsComposed, Term
+from models.latent_family import LatentModel
 from models.manifest import NAME_PATTERN, Manifest
 
 MOST_TERMS = 64
@@ -64,6 +65,8 @@ class Composition(IsComposed, HasGradient):
                     f"{where} has {own.visible.domain} visibles of shape {own.visible.shape}; the composition has "
                     f"{manifest.visible.domain} ones of shape {manifest.visible.shape}"
                 )
+            if isinstance(model, LatentModel):
+                raise CheckpointError(f"{where} has energies relative to a generator's law: they do not add to others")
             if own.preprocessing != manifest.preprocessing:
                 raise CheckpointError(f"{where} has another preprocessing than the composition: they must be the same")
             labels.append(_position(term, own, model, where))

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.dynamics import check_step_size
-from models.hamiltonian import HamiltonianSampler, Scales, StepSize, check_adaptation
-
-MOST_STEPS = 1000
+from models.hamiltonian import HamiltonianSampler, Scales, StepSize, check_adaptation, check_leapfrog_steps
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,7 @@ class HMC(HamiltonianSampler):
         """
         check_step_size(self.step_size)
         check_adaptation(self.target, self.adaptation, self.precondition)
-        if type(self.leapfrog_steps) is not int or not 1 <= self.leapfrog_steps <= MOST_STEPS:
-            raise ValueError(
-                f"leapfrog_steps must be a whole number from 1 to {MOST_STEPS}; got {self.leapfrog_steps!r}"
-            )
+        check_leapfrog_steps(self.leapfrog_steps)
 
     @property
     def leaps(self) -> int:

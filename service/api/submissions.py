@@ -123,6 +123,12 @@ def _sample(request: SampleJob, card: Card, settings: Settings, seed: int) -> Wo
     chains = request.chains or (several if several > 1 else DEFAULT_CHAINS)
     _check_chains(chains, settings, "chains")
     _check_result(chains * request.draws, card, request.clamp is not None, settings, "draws")
+    if "complete" not in card.capabilities and (start is not None or request.clamp is not None):
+        field = "init" if start is not None else "clamp"
+        raise CapabilityError(
+            f"Chains of {card.name} do not run on visible units: they start from noise and hold none; send no {field}.",
+            card.capabilities,
+        )
     if request.init == "data" and not card.init_data:
         raise invalid(("body", "init"), f'{card.name} keeps no data to start from; send "noise" or start values.')
     arrays: Arrays = {}

@@ -235,5 +235,7 @@ def _checked_preprocessing(manifest: Manifest) -> Preprocessing | None:
 
 
 def _can_start_chains(loaded: Checkpoint) -> bool:
+    if "complete" not in loaded.model.capabilities():  # chains that hold no visibles do not start from any either
+        return False
     examples = loaded.reference.examples if loaded.reference is not None else None
     return examples is not None and bool(inside(examples, loaded.manifest.visible.domain).all())

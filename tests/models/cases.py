@@ -292,6 +292,23 @@ def _generating(family: str, part: str, domain: Domain, generator: Callable[[int
     return make
 
 
+def _tilting(family: str, domain: Domain) -> Factory:
+    """An energy of any visibles over a generator of two latents; normal weights as of other networks."""
+
+    def make(visible: int, _hidden: int, seed: int, dtype: torch.dtype, scale: float) -> Case:
+        kind = families()[family]
+        part = "energy" if family == "tilted" else "discriminator"
+        config = {"latent": 2, "architecture": {part: SMOOTH, "generator": {"name": "mlp", "hidden": [6]}}}
+        manifest = manifest_of(family, visible, domain, config=config)
+        tensors = {
+            name: normal(size, seed + n, 2 * scale / math.sqrt(math.prod(size[1:]))).to(dtype)
+            for n, (name, size) in enumerate(kind.tensor_shapes(manifest, {}).items())
+        }
+        return Case(kind.from_tensors(manifest, tensors), manifest, {"latent": None, "visible": None})
+
+    return make
+
+
 def _flat(visible: int) -> list[int]:
     return [visible]
 
@@ -333,6 +350,9 @@ FACTORIES: Mapping[str, Factory] = {
     "jem": _network("jem", "unit", _flat, {"name": "mlp", "hidden": [8, 8]}, CLASSES),
     "score_energy": _network("score_energy", "real", _flat, SMOOTH, sigmas=SIGMAS),
     "score_energy unit": _network("score_energy", "unit", _row, {"name": "resnet", "channels": [4]}, sigmas=SIGMAS),
+    "tilted": _tilting("tilted", "real"),
+    "tilted unit": _tilting("tilted", "unit"),
+    "latent_discriminator": _tilting("latent_discriminator", "unit"),
     "score_network": _network("score_network", "real", _flat, SMOOTH, sigmas=SIGMAS),
     "score_network unit": _network("score_network", "unit", _row, {"name": "dilated", "channels": 4}, sigmas=SIGMAS),
     "adversarial": _generating("adversarial", "energy", "real", lambda _: {"name": "mlp", "hidden": [6]}),

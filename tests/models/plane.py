@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from models import network_family
+from models import latent_family, network_family
 from models.conditionals import Conditional, Gaussian, Uniform
 from models.families import grbm
 from models.family import Clamp, HasGradient
@@ -33,7 +33,11 @@ REACH = 14.0
 @contextmanager
 def fast_rows() -> Iterator[None]:
     """Energies of thousands of rows at once: laws do not depend on it, bits do."""
-    with patch.object(network_family, "ROWS", 4096), patch.object(grbm, "ROWS", 4096):
+    with (
+        patch.object(network_family, "ROWS", 4096),
+        patch.object(grbm, "ROWS", 4096),
+        patch.object(latent_family, "ROWS", 4096),
+    ):
         yield
 
 

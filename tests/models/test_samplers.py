@@ -27,6 +27,8 @@ from models.samplers.gibbs_langevin import GibbsLangevin
 from models.samplers.gibbs_with_gradients import GibbsWithGradients
 from models.samplers.hmc import HMC
 from models.samplers.langevin import Langevin
+from models.samplers.latent_hmc import LatentHMC
+from models.samplers.latent_langevin import LatentLangevin
 from models.samplers.mala import MALA
 from models.samplers.metropolis import Metropolis
 from models.samplers.tempered_transitions import TemperedTransitions
@@ -43,6 +45,8 @@ SAMPLERS: Mapping[str, Sampler] = {
     "gibbs_with_gradients": GibbsWithGradients(),
     "hmc": HMC(leapfrog_steps=3, adaptation=2),
     "langevin": Langevin(),
+    "latent_hmc": LatentHMC(leapfrog_steps=3, adaptation=2),
+    "latent_langevin": LatentLangevin(adaptation=2),
     "mala": MALA(),
     "metropolis": Metropolis(),
     "tempered_transitions": TemperedTransitions(rungs=1, lowest=0.8),
@@ -51,15 +55,18 @@ SAMPLERS: Mapping[str, Sampler] = {
 EVERY_KIND = {
     *("bm chain", "bm_hidden coupled spin", "rbm labelled", "grbm", "dbm real labelled", "dbn labelled"),
     *("mlp_energy", "resnet_energy", "jem", "score_energy", "score_network unit", "adversarial unit"),
+    *("tilted", "latent_discriminator"),
 }
 """Spins, labels, real units, units of one block in several parts, layers, directed layers; networks, within walls, with
-classes that are no units, with scales of noise, with a generator."""
+classes that are no units, with scales of noise, with a generator, over generators."""
 PAIRS = [
     (sampler, name)
     for sampler in sorted(set(SAMPLERS) & set(catalog.samplers()))
     for name in sorted(cases.FACTORIES)
     if (sampler == "gibbs" or name in EVERY_KIND) and catalog.samplers()[sampler].applies_to(case(name).model)
 ]
+HOLDING = [(sampler, name) for sampler, name in PAIRS if "complete" in case(name).model.capabilities()]
+"""Those whose chains can hold visibles, and start from them."""
 KNOWN = {0: 1.0, 2: 0.0}
 BINARY = {"visible": cases.BINARY, "hidden": cases.BINARY}
 
@@ -244,7 +251,7 @@ def assert_held(clamp: Clamp, blocks: Mapping[str, Tensor]) -> None:
         assert torch.equal(blocks["label"].sum(1), torch.ones(len(given)).double())
 
 
-@pytest.mark.parametrize(("sampler", "name"), PAIRS)
+@pytest.mark.parametrize(("sampler", "name"), HOLDING)
 def test_clamped_units_never_move_and_the_others_do(sampler: str, name: str) -> None:
     kernel, of = pair(sampler, name, 12, 6, scale=0.3)
     n = 30
@@ -280,7 +287,20 @@ def test_a_row_with_nothing_clamped_is_as_if_there_were_no_clamp(sampler: str, n
             assert_same(free, clamped)
 
 
-@pytest.mark.parametrize(("sampler", "name"), PAIRS)
+@pytest.mark.parametrize(("sampler", "name"), sorted(set(PAIRS) - set(HOLDING)))
+def test_chains_that_hold_no_visibles_refuse_clamps_and_starts(sampler: str, name: str) -> None:
+    kernel, of = pair(sampler, name, 7, 5)
+    keys, clamp = ChainKeys.of(3, 6), mixed_clamp(6, of, seed=2)
+    with pytest.raises(CapabilityError, match="cannot hold"):
+        kernel.init(of.model, keys, None, clamp)
+    with pytest.raises(CapabilityError, match="cannot hold"):
+        kernel.step(of.model, kernel.init(of.model, keys, None, None), keys, clamp)
+    with pytest.raises(CapabilityError, match="start from noise alone") as refused:
+        kernel.init(of.model, keys, cases.some_visibles(of, 6), None)
+    assert refused.value.available == of.model.capabilities()
+
+
+@pytest.mark.parametrize(("sampler", "name"), HOLDING)
 def test_chains_start_where_they_are_told_to_and_clamps_win_over_the_start(sampler: str, name: str) -> None:
     kernel, of = pair(sampler, name, 7, 5)
     keys = ChainKeys.of(3, 6)
@@ -302,7 +322,10 @@ def company(of: cases.Case, n: int) -> tuple[ChainKeys, Clamp, Tensor]:
     seeds = torch.from_numpy(generator.choice([0, 1, 17, 2**32 + 1, 2**53 - 1], n))
     chains = torch.from_numpy(generator.integers(0, 2**32, n))
     betas = torch.from_numpy(generator.choice([1.0, 0.25, 0.9, 2.0], n))
-    return ChainKeys(seeds, chains), mixed_clamp(n, of, seed=3), betas
+    clamp = mixed_clamp(n, of, seed=3)
+    if "complete" not in of.model.capabilities():
+        clamp = Clamp(torch.zeros_like(clamp.mask), clamp.value)
+    return ChainKeys(seeds, chains), clamp, betas
 
 
 def run(kernel: Sampler, model: EnergyModel, keys: ChainKeys, clamp: Clamp, betas: Tensor, sweeps: int) -> ChainState:

@@ -115,6 +115,60 @@ def mlp(
     return Net(family, arrays, shape, domain, manifest, body, prior_std, classes or [])
 
 
+@dataclass(frozen=True)
+class Tilt:
+    """A generator of latents (n, latent) and a network on what it makes: `energy` is `sign` times that one's output."""
+
+    family: str
+    own: Net
+    made: Net
+    sign: float = 1.0
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """Both networks' tensors, as in a checkpoint."""
+        part = "energy" if self.family == "tilted" else "discriminator"
+        own = {f"{part}.{name}": array for name, array in self.own.arrays.items()}
+        return own | {f"generator.{name}": array for name, array in self.made.arrays.items()}
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Its config."""
+        part = "energy" if self.family == "tilted" else "discriminator"
+        networks = {part: self.own, "generator": self.made}
+        architecture = {name: net.manifest["config"]["architecture"] for name, net in networks.items()}
+        return {"config": {"latent": self.made.shape[0], "architecture": architecture}}
+
+    def generate(self, z: Array) -> Array:
+        """G(z), (n, *shape)."""
+        x = self.made.outputs(z).reshape(len(z), *self.own.shape)
+        return 1 / (1 + np.exp(-x)) if self.own.domain == "unit" else x
+
+    def energy(self, x: Array) -> Array:
+        """E(x)."""
+        return self.sign * self.own.outputs(x)[:, 0]
+
+    def expected(self, points: int = 300) -> tuple[Array, float]:
+        """E[x] under p_g(x) exp(-E(x)), and log Z, by a sum over a grid of two latents."""
+        axis = -8 + 16 * (np.arange(points) + 0.5) / points
+        z = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+        x = self.generate(z)
+        log = -0.5 * (z**2).sum(1) - self.energy(x)
+        p = np.exp(log - log.max())
+        log_z = log.max() + np.log(p.sum() * (16 / points) ** 2 / (2 * np.pi))
+        return np.tensordot(p / p.sum(), x, 1), float(log_z)
+
+
+def tilt(family: str, shape: list[int], seed: int, domain: str = "real") -> Tilt:
+    """Two perceptrons, two latents."""
+    own = mlp(family, shape, [8], seed, domain=domain)
+    made = mlp(family, [2], [6], seed + 1, "swish")
+    wide = np.random.default_rng(seed + 2)
+    made.arrays["head.weight"] = wide.normal(size=(int(np.prod(shape)), 6))
+    made.arrays["head.bias"] = wide.normal(size=int(np.prod(shape)))
+    return Tilt(family, own, made, 1.0 if family == "tilted" else -1.0)
+
+
 def _convolve(x: Array, weight: Array, bias: Array, stride: int = 1, pad: int = 1) -> Array:
     x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], (2, 3))[:, :, ::stride, ::stride]

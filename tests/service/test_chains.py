@@ -14,6 +14,8 @@ from models.family import HasStates
 from models.sampler import Sampler
 from models.samplers.gibbs import Gibbs
 from models.samplers.langevin import Langevin
+from models.samplers.latent_hmc import LatentHMC
+from models.samplers.latent_langevin import LatentLangevin
 from models.samplers.tempering import Tempering
 from service.core.plan import Lane
 from service.core.scheduler import Scheduler
@@ -178,6 +180,27 @@ def test_chains_of_a_network_keep_their_labels_alone_together_and_resumed() -> N
     unheld = np.arange(9) % 4 == 0
     np.testing.assert_array_equal(whole.draws[unheld], free.draws[unheld])
     assert (whole.draws[~unheld] != free.draws[~unheld]).any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("sampler", [LatentHMC(adaptation=20), LatentLangevin(adjust=False)])
+def test_chains_on_latents_go_on_from_a_snapshot(sampler: Sampler) -> None:
+    tilted = case("tilted", D, dtype=torch.float32).model
+    assert isinstance(tilted, HasStates)
+    whole, resumed = (make_job(3, 9, draws=6, thin=5, burn_in=4, average_from=10) for _ in range(2))
+    alone, together, second = (ChainBatch(tilted, sampler) for _ in range(3))
+    alone.join("job", whole.task, range(9))
+    alone.advance(34)
+    together.join("other", make_job(8, 80, draws=1, burn_in=70, temperature=2.0).task, range(80))
+    together.join("job", resumed.task, range(9))
+    together.advance(13)
+    saved = together.snapshot("job")
+    assert {"block.latent", "block.visible"} <= set(saved)
+    second.join("job", resumed.task, range(4, 9), {name: array[4:] for name, array in saved.items()})
+    second.join("job", resumed.task, range(4), {name: array[:4] for name, array in saved.items()})
+    while len(second):
+        second.advance(7)
+    np.testing.assert_array_equal(resumed.draws, whole.draws)
+    np.testing.assert_array_equal(resumed.means, whole.means)
 
 
 def test_clamped_units_hold_their_values_in_every_draw_and_average(model: RBM) -> None:

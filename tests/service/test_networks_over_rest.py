@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from tests.service.example import write_tensors
-from tests.service.networks import Net, adversarial, conv, means, mlp, on_grid, resnet
+from tests.service.networks import Net, Tilt, adversarial, conv, means, mlp, on_grid, resnet, tilt
 from tests.service.servers import Server, serving
 
 PETS = ["cat", "dog", "owl"]
@@ -28,6 +28,10 @@ MODELS = {
     "pets-real": mlp("jem", [3], [8], 6, classes=PETS, prior_std=1.0),
     "pets-images": resnet(7, PETS),
     "rivals": adversarial(9),
+}
+TILTS = {
+    "tilt": tilt("tilted", [3], 26),
+    "critic": tilt("latent_discriminator", [2, 2], 31, domain="unit"),
 }
 CLASSED = [name for name, model in MODELS.items() if model.classes]
 FINE = {"sampler": {"name": "langevin", "step_size": 0.06}}
@@ -45,6 +49,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     models_dir = folder / "checkpoints"
     for name, model in MODELS.items():
         write_tensors(models_dir, name, model.family, model.arrays, model.shape, model.domain, **model.manifest)
+    for name, of in TILTS.items():
+        write_tensors(models_dir, name, of.family, of.arrays, of.own.shape, of.own.domain, **of.manifest)
+    save_file(
+        {"energies": np.zeros(5), "examples": np.zeros((5, 3))}, models_dir / "tilt" / "1" / "reference.safetensors"
+    )
     grey = {**MODELS["box"].manifest, "preprocessing": {"scale": 1 / 255}}
     write_tensors(models_dir, "box-grey", "mlp_energy", MODELS["box"].arrays, [2, 2], "unit", **grey)
     references = {"energies": MODELS["pets"].energy(held_out()), "max_softmax": softmax_score("pets", held_out())}
@@ -385,3 +394,66 @@ def test_what_does_not_fit_the_model_is_refused(server: Server, path: str, body:
 def test_a_network_without_classes_cannot_classify(server: Server) -> None:
     found = refused(server, "models/plane/classify", inputs=[0, 0, 0])
     assert found["type"] == "/problems/capability-missing"
+
+
+# Tilted generators
+
+
+@pytest.mark.parametrize("name", TILTS)
+def test_energies_of_a_tilt_are_relative_to_its_generator_and_say_so(server: Server, name: str) -> None:
+    model: Tilt = TILTS[name]
+    x = inputs_of(model.own)
+    found = post(server, name, "energy", inputs=x.tolist())
+    assert found["kind"] == "exact"
+    np.testing.assert_allclose(found["energy"], model.energy(x), rtol=0, atol=1e-9)
+    found = post(server, name, "features", inputs=x.tolist())
+    np.testing.assert_allclose(found["features"], model.own.features(x), rtol=0, atol=1e-9)
+    card = server.client.get(f"/v1/models/{name}").json()
+    assert card["capabilities"] == ["energy", "log-density", "anomaly", "features", "sample", "log_partition"]
+    assert card["samplers"] == ["latent_hmc", "latent_langevin"]
+    assert (card["estimators"], card["init_data"]) == (["ais_hmc"], False)
+    assert "relative to the generator's law" in card["warnings"][0]
+
+
+@pytest.mark.parametrize("name", TILTS)
+def test_samples_and_log_z_of_a_tilt_are_those_of_its_latents(server: Server, name: str) -> None:
+    model: Tilt = TILTS[name]
+    mean, log_z = model.expected()
+    sampler = {"name": "latent_hmc", "adaptation": 30, "leapfrog_steps": 5}
+    found, job = draws(server, name, chains=448, burn_in=50, seed=3, sampler=sampler)
+    assert job["result"]["approximate"] is False
+    assert 0.6 < job["diagnostics"]["acceptance_rate"] < 1
+    error = found[:, 0].std(0) / np.sqrt(448)
+    assert (np.abs(found[:, 0].mean(0) - mean.reshape(-1)) < 5.5 * error).all()  # a false alarm once in 10^6
+    made = model.generate(np.random.default_rng(0).normal(size=(20_000, 2))).reshape(20_000, -1).mean(0)
+    assert (np.abs(made - mean.reshape(-1)) / error).max() > 10  # the generator alone is told from it
+    estimate = server.run({"kind": "log_partition", "model": name, "temperatures": 30, "seed": 1})["result"]
+    value, stderr = estimate["log_partition"]["value"], estimate["log_partition"]["stderr"]
+    assert stderr < 0.2
+    assert abs(value - log_z) < 4.9 * stderr
+
+
+def test_steps_in_latent_space_that_nothing_corrects_are_approximate(server: Server) -> None:
+    sampler = {"name": "latent_langevin", "adjust": False, "step_size": 0.3}
+    _, job = draws(server, "tilt", chains=4, burn_in=5, seed=3, sampler=sampler)
+    assert job["result"]["approximate"] is True
+    assert job["diagnostics"]["acceptance_rate"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("models/tilt/score", {"inputs": [0] * 3}),
+        ("models/tilt/complete", {"inputs": [0, None, 0]}),
+        ("jobs", {"kind": "complete", "model": "tilt", "inputs": [0, None, 0]}),
+        ("jobs", {"kind": "sample", "model": "tilt", "clamp": {"values": [0, None, 0]}}),
+        ("jobs", {"kind": "sample", "model": "tilt", "init": [[0, 0, 0]]}),
+    ],
+)
+def test_a_tilt_has_no_score_and_no_chains_on_visibles(server: Server, path: str, body: dict[str, Any]) -> None:
+    assert refused(server, path, **body)["type"] == "/problems/capability-missing"
+
+
+def test_a_tilt_does_not_start_from_data(server: Server) -> None:
+    found = refused(server, "jobs", kind="sample", model="tilt", init="data")
+    assert "no data to start from" in found["errors"][0]["msg"]

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from models.dynamics import reflect
 from models.family import Base, EnergyModel, HasStates
-from training.errors import DivergenceError
-from training.objective import Batch, Draws, Memory, Objective, slopes
+from training.objective import Batch, Draws, Memory, Objective, contrast
 from training.smooth import bounds, drift, is_smooth
 
 _START, _WALK, _CHOICE, _AGAIN, _AFRESH, _DATA = range(6)
@@ -78,17 +77,9 @@ class Langevin(Objective):
         else:
             negative = positive if self.start_at == "data" else _noise(model, draws, positive, first, _AFRESH)
         negative = self.walk(model, negative, draws, first)
-        means: list[float] = []
-
-        def figure() -> Tensor:
-            energy = model.energy(torch.cat((positive, negative)))
-            up, down = energy[: len(positive)], energy[len(positive) :]
-            means.extend((float(up.detach().mean()), float(down.detach().mean())))
-            penalty = self.energy_penalty * (up.square().mean() + down.square().mean()) if self.energy_penalty else 0.0
-            return down.mean() - up.mean() - penalty
-
-        gradient = slopes(model.tensors(), figure)
-        self._check(means[0], means[1], draws.step)
+        gradient = contrast(
+            model, model.tensors(), positive, negative, self.energy_penalty, self.largest_gap, draws.step
+        )
         if rows is not None:
             kept = memory["chains"].clone()
             kept[rows] = negative
@@ -117,14 +108,6 @@ class Langevin(Objective):
             noisy = x + self.data_noise * draws.normals(x, draws.step * self.steps, _DATA)
             x, _ = reflect(noisy, bounds(model))
         return x
-
-    def _check(self, data: float, chains: float, step: int) -> None:
-        if not abs(data - chains) <= self.largest_gap:  # NaN too
-            raise DivergenceError(
-                f"training diverged: at step {step} the mean energies of data ({data:.4g}) and chains ({chains:.4g}) "
-                f"are more than objective.largest_gap = {self.largest_gap:g} nats apart. Lower fit.learning_rate, or "
-                "make chains better (objective.steps, step_size), or set fit.clip or objective.energy_penalty"
-            )
 
 
 def _noise(model: EnergyModel, draws: Draws, like: Tensor, sweep: int, stream: int) -> Tensor:
