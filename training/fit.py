@@ -89,8 +89,8 @@ def manifest(recipe: Recipe, data: Dataset) -> Manifest:
     if settings.architecture is not None:
         kinds = family.kinds() if issubclass(family, NetworkEnergy) else None
         if issubclass(family, HasGenerator):
-            parts = {part: _described(how, kinds) for part, how in settings.architecture.items()}
-            config["architecture"] = parts
+            parts = settings.architecture.items()
+            config["architecture"] = {part: _described(x, kinds) if isinstance(x, dict) else x for part, x in parts}
         else:
             config["architecture"] = _described(settings.architecture, kinds)
     if settings.latent is not None:

@@ -95,7 +95,8 @@ def from_generator(model: EnergyModel, count: int, seed: int) -> Float[Tensor, "
 def generated(model: EnergyModel, data: Dataset, seed: int) -> bytes:
     """Draws of the generator beside as many test examples."""
     low, high = _levels(data)
-    sides = [from_generator(model, 100, seed), data.test[_spread(len(data.test), 100)].double()]
+    examples = data.test[_spread(len(data.test), 100)].double()
+    sides = [from_generator(model, len(examples), seed), examples]
     images = [_grid(_raw(side, data), data.shape, gap=(low + high) / 2) for side in sides]
     gap = np.full((len(images[0]), 8), high)
     title = "samples: draws of the generator | test examples"

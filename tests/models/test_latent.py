@@ -250,7 +250,7 @@ def test_a_wrong_setting_of_latent_langevin_is_refused(settings: dict[str, objec
 def test_latent_chains_are_run_by_the_corrected_sampler_unless_told_otherwise() -> None:
     for name in NAMES:
         model = model_of(name)
-        assert catalog.samplers_of(model) == ["latent_hmc", "latent_langevin"]
+        assert catalog.samplers_of(model) == ["latent_hmc", "generator", "latent_langevin"]
         assert not LatentHMC().approximate(model, clamped=False)
         assert not LatentLangevin().approximate(model, clamped=False)
         assert catalog.estimators_of(model) == ["ais_hmc"]

@@ -21,7 +21,7 @@ from training.errors import DivergenceError, RecipeError
 from training.fit import begin, manifest, model_of, train
 from training.likelihood import evaluate, monitor
 from training.objective import Batch, Draws, build
-from training.pictures import generated
+from training.pictures import untilted
 from training.stages import names, stage
 
 NAMES = ["tilted", "latent_discriminator"]
@@ -237,5 +237,5 @@ def test_a_generator_is_trained_first_and_held_while_its_tilt_is_learned() -> No
         finished.append(fitted.result)
     model = model_of(manifest(of, data), finished[1])
     assert isinstance(model, LatentModel)
-    with Image.open(io.BytesIO(generated(model, data, 0))) as picture:
+    with Image.open(io.BytesIO(untilted(model, data, 0))) as picture:
         assert np.asarray(picture.convert("L")).std() > 5
