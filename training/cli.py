@@ -6,10 +6,13 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from training.errors import DivergenceError, Interrupted, RecipeError, TrainingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,44 +46,70 @@ def train(
     """Train a model and write its checkpoint. Ctrl-C leaves a state that --resume goes on from."""
     from rich.console import Console
 
-    from models.errors import ModelError
-    from training import config, errors
-    from training.sources import located
+    from training import compose
 
-    try:
-        given = list(overrides or [])
-        settings = config.load(recipe, given).model_dump()
-        settings["name"] = name or settings["name"]
-        if data:
-            settings["data"]["dataset"], settings["data"]["place"] = located(data, settings["data"]["dataset"])
-        chosen = config.validated(settings, recipe)
+    models_dir = out or Path(os.environ.get("EBM_MODELS_DIR") or "checkpoints")
+    console = Console()
 
+    def trained(chosen: Recipe, folder: Path, again: bool) -> Path:
         from training.run import Job, run
 
-        job = Job(
-            recipe=chosen,
-            models_dir=out or Path(os.environ.get("EBM_MODELS_DIR") or "checkpoints"),
-            run_dir=run_dir or Path("runs") / chosen.name,
-            device=device,
-            resume=resume,
-            command=shlex.join(
-                [*_launcher(), "ebm", *(argument for argument in sys.argv[1:] if argument != "--resume")]
-            ),
-        )
-        console = Console()
-        result = run(job, console)
-    except errors.Interrupted:
-        if os.environ.get("RANK", "0") == "0":  # all processes stop together, and one says so
-            typer.echo(f"interrupted; all is saved in {job.run_dir}. To go on:\n  {job.command} --resume", err=True)
-        raise typer.Exit(_INTERRUPTED) from None
-    except errors.DivergenceError as error:
+        command = [*_launcher(), "ebm", *(argument for argument in sys.argv[1:] if argument != "--resume")]
+        try:
+            result = run(Job(chosen, models_dir, folder, device, again, shlex.join(command)), console)
+        except Interrupted:
+            if os.environ.get("RANK", "0") == "0":  # all processes stop together, and one says so
+                how = f"interrupted; all is saved in {folder}. To go on:\n  {shlex.join(command)} --resume"
+                typer.echo(how, err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+        if result is None:  # another process of the team has it
+            raise typer.Exit
+        _print_result(console, result, folder)
+        return result.checkpoint
+
+    with _told():
+        composed = compose.find(recipe)
+        if composed is None:
+            chosen = _chosen(recipe, data, name, overrides or [])
+            trained(chosen, run_dir or Path("runs") / chosen.name, resume)
+            return
+        if overrides:
+            raise RecipeError(f"{composed.name} is a sum of other recipes' models: --set is for training these")
+
+        def term(own: str) -> Path:
+            from training.state import STATE
+
+            folder = (run_dir or Path("runs")) / own
+            return trained(_chosen(own, data, None, []), folder, resume and (folder / STATE).exists())
+
+        folder = compose.compose(composed.model_copy(update={"name": name or composed.name}), models_dir, term)
+        console.print(f"checkpoint  {folder}")
+
+
+def _chosen(recipe: str, data: str | None, name: str | None, overrides: list[str]) -> Recipe:
+    from training import config
+    from training.sources import located
+
+    settings = config.load(recipe, overrides).model_dump()
+    settings["name"] = name or settings["name"]
+    if data:
+        settings["data"]["dataset"], settings["data"]["place"] = located(data, settings["data"]["dataset"])
+    return config.validated(settings, recipe)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What went wrong goes to stderr in one line, and ends the command."""
+    from models.errors import ModelError
+
+    try:
+        yield
+    except DivergenceError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    except (errors.TrainingError, ModelError) as error:
+    except (TrainingError, ModelError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    if result is not None:
-        _print_result(console, result, job.run_dir)
 
 
 def _launcher() -> list[str]:
@@ -96,6 +125,7 @@ def recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from training import compose
     from training.config import shipped
 
     table = Table("recipe", "data set", "size", "objective", "expected", title="shipped recipes", title_justify="left")
@@ -107,6 +137,9 @@ def recipes() -> None:
             " + ".join(str(term["name"]) for term in recipe.objective.get("terms", [recipe.objective])),
             recipe.expected,
         )
+    for composed in compose.shipped().values():
+        terms = [f"{t.weight:g} {t.recipe}" + ("" if t.label is None else f" ({t.label})") for t in composed.terms]
+        table.add_row(composed.name, "as its terms", " + ".join(terms), "none: a sum", composed.expected)
     Console().print(table)
 
 

@@ -19,11 +19,13 @@ from training.errors import RecipeError
 Binarization = Literal["threshold", "stochastic", "fixed-stochastic", "fixed"]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Settings: unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class DataSettings(_Section):
+class DataSettings(Section):
     """What is learned from."""
 
     dataset: str = Field(description="The name of a data set (`digits`, `mnist`, `nltcs`, ...), or a path.")
@@ -45,6 +47,9 @@ class DataSettings(_Section):
     anomaly: int | str | None = Field(
         None, description="The class of anomalies: kept from training and validation; test examples are told by energy."
     )
+    ink: Literal["thick", "thin"] | None = Field(
+        None, description="Keep images whose mean grey level is above (thick) or below the training part's median."
+    )
     grey: bool = Field(False, description="Make RGB images grey (luma of ITU-R BT.601).")
     patch: int | None = Field(
         None, ge=1, description="Learn from square patches of images, of this many pixels a side."
@@ -63,7 +68,7 @@ class DataSettings(_Section):
         return self
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """What is learned."""
 
     family: str = Field("rbm", description="A family of energy-based models.")
@@ -126,7 +131,7 @@ class ModelSettings(_Section):
         return hidden
 
 
-class FitSettings(_Section):
+class FitSettings(Section):
     """Stochastic gradient ascent."""
 
     epochs: int = Field(ge=0, description="0: the stage is passed over.")
@@ -153,14 +158,14 @@ class FitSettings(_Section):
     )
 
 
-class StageSettings(_Section):
+class StageSettings(Section):
     """A stage of training before or after the joint one: its own objective and fit."""
 
     objective: dict[str, Any]
     fit: FitSettings
 
 
-class MonitorSettings(_Section):
+class MonitorSettings(Section):
     """What is looked at on the way."""
 
     every: int = Field(1, ge=1, description="Epochs between two records.")
@@ -176,7 +181,7 @@ class MonitorSettings(_Section):
     ] = Field("log_likelihood_validation", description="The figure that `fit.patience` waits for to improve.")
 
 
-class LikelihoodSettings(_Section):
+class LikelihoodSettings(Section):
     """How the test log-likelihood is bracketed at the end."""
 
     chains: int = Field(100, ge=2)
@@ -194,7 +199,7 @@ class LikelihoodSettings(_Section):
     annealed_runs: int = Field(10, ge=1, description="Runs for each of them.")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One training run."""
 
     name: str
@@ -215,11 +220,20 @@ class Recipe(_Section):
     likelihood: LikelihoodSettings = LikelihoodSettings()
 
 
+SUFFIXES = frozenset({".toml", ".yaml", ".yml"})
+"""Of files that hold recipes."""
+
+
 def shipped() -> dict[str, Recipe]:
     """The recipes that come with the package, by name."""
-    files = (f for f in resources.files("training.recipes").iterdir() if f.name.endswith(".toml"))
-    recipes = [validated(_toml(f.read_text(encoding="utf-8"), f.name), f.name) for f in files]
+    recipes = [validated(tree, name) for name, tree in shipped_files().items() if "terms" not in tree]
     return {recipe.name: recipe for recipe in sorted(recipes, key=lambda r: r.name)}
+
+
+def shipped_files() -> dict[str, dict[str, Any]]:
+    """What the files that come with the package hold, by file name."""
+    files = (f for f in resources.files("training.recipes").iterdir() if f.name.endswith(".toml"))
+    return {f.name: _toml(f.read_text(encoding="utf-8"), f.name) for f in files}
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -229,8 +243,8 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: no such recipe, or a key or value that the recipe cannot have; the valid ones are named.
     """
     path = Path(recipe)
-    if path.suffix in {".toml", ".yaml", ".yml"}:
-        tree = _read(path)
+    if path.suffix in SUFFIXES:
+        tree = read(path)
         tree.setdefault("name", path.stem)
     else:
         known = shipped()
@@ -255,22 +269,24 @@ def validated(tree: Mapping[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(f"{source}: " + "; ".join(_faults(error))) from error
+        raise RecipeError(f"{source}: " + "; ".join(faults(error, Recipe))) from error
 
 
-def _faults(error: ValidationError) -> Iterable[str]:
+def faults(error: ValidationError, of: type[BaseModel]) -> Iterable[str]:
+    """Each of them, with its dotted key."""
     for fault in error.errors():
         *section, key = map(str, fault["loc"]) or ("",)
         if fault["type"] == "extra_forbidden":
-            valid = _keys(section)
+            valid = _keys(of, section)
             yield f"unknown key {'.'.join([*section, key])}{_nearest(key, valid)}; keys here: {', '.join(valid)}"
         else:
             yield f"{'.'.join([*section, key])}: {fault['msg']}"
 
 
-def _keys(section: list[str]) -> list[str]:
-    kind: type[BaseModel] = Recipe
+def _keys(kind: type[BaseModel], section: list[str]) -> list[str]:
     for part in section:
+        if part.isdigit():  # a place in a list
+            continue
         annotation = kind.model_fields[part].annotation  # a section, or a section or None
         kinds = (annotation, *get_args(annotation))
         kind = next(found for found in kinds if isinstance(found, type) and issubclass(found, BaseModel))
@@ -303,7 +319,12 @@ def _value(text: str) -> Any:
         return text  # a bare word is a string, as in data.binarization=stochastic
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """What a TOML or YAML file holds.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

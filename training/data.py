@@ -27,7 +27,7 @@ from training.config import Binarization, DataSettings
 from training.errors import DataError
 from training.files import Part, Source
 from training.sources import find
-from training.splits import Parts, grey, patches, shuffled, split
+from training.splits import Parts, by_ink, grey, patches, shuffled, split
 
 _DRAWS_SEED = 0
 _CHUNK = 4096
@@ -138,6 +138,10 @@ def load(settings: DataSettings) -> Dataset:
     source = find(settings.dataset, settings.place)
     name = source.name
     parts, anomalies = _without_anomalies(split(source, settings), source, settings)
+    if settings.ink is not None:
+        if settings.anomaly is not None:
+            raise DataError(f"{name}: data.ink and data.anomaly do not go together")
+        parts = by_ink(parts, settings.ink, name)
     if settings.grey:
         parts = grey(parts[0], name), grey(parts[1], name), grey(parts[2], name)
     if settings.patch is not None:

@@ -85,6 +85,23 @@ def _stretches(source: Source, validation: int, test: int) -> Parts:
     return train, held_out, tested
 
 
+def by_ink(parts: Parts, ink: str, name: str) -> Parts:
+    """Of each part the images with more ink (a larger mean) than the training part's median, or with less.
+
+    Raises:
+        DataError: nothing is left of a part.
+    """
+    means = [part.examples.reshape(len(part), -1).mean(1, dtype=np.float64) for part in parts]
+    median = np.median(means[0])
+    train, validation, test = (
+        part.rows(np.flatnonzero(m > median if ink == "thick" else m < median))
+        for part, m in zip(parts, means, strict=True)
+    )
+    if not (len(train) and len(validation) and len(test)):
+        raise DataError(f"{name}: data.ink = {ink!r} leaves nothing of a part")
+    return train, validation, test
+
+
 def grey(part: Part, name: str) -> Part:
     """RGB images (n, height, width, 3) in grey levels (n, height, width), bytes rounded to bytes.
 
