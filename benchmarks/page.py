@@ -9,13 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fit, gibbs, jem_fashion, score_matching_tables
+from benchmarks import fit, gibbs, jem_fashion, langevin, score_matching, score_matching_tables
 
 HERE = Path(__file__).parent
 
 PAGE = """# Benchmarks
 
-`make bench` measures the first two tables anew and writes `results.json` and this page. Ratios count, not absolute
+`make bench` measures the first four tables anew and writes `results.json` and this page. Ratios count, not absolute
 times: the engines run in turn, in one process, on as many threads as each table says. Machine: `{machine}`.
 
 ## Block Gibbs sampling, 784x500 RBM
@@ -25,6 +25,37 @@ chain has the same bits in every batch; the others multiply in float32 and have 
 10 sweeps.
 
 {gibbs}
+
+## Langevin steps on a perceptron's energy
+
+A step of all chains: x - (e^2 / 2) grad E(x) + e z, swish units, float32 networks. Ours keeps states in float64, draws
+its noise from counters, so that a chain is the same in any batch and whenever it is resumed, and stays where it is when
+a step leads to no finite place; the others have none of that. `torch eager` is the plain loop with `autograd.grad` and
+`randn_like`; `torchebm` is `LangevinDynamics.sample` with the same step and network, without trajectory or diagnostics
+(no dependency of the project: left out where it is not installed, `pip install --no-deps torchebm`). One thread; median
+of {langevin_rounds} rounds; quartiles of the rounds' own ratios. Conditions: {langevin_conditions}.
+
+{langevin}
+
+Products of matrices are the same float32 products in all three, and bound what can be gained: on the machine above they
+are half of torch eager's time or more, but for the smallest networks.
+
+## Score matching by dimension
+
+The gradient of one minibatch of {matching_batch} by an energy's parameters, two hidden layers of swish units, as a
+multiple of what the gradient of a plain loss (the mean square of the energy) takes: one projection for `SSM` (sliced
+score matching) and `SSM-VR` (with |s|^2 as it is), which draw their directions anew. `exact` takes a product with the
+Hessian for each dimension, and is measured up to {matching_exact}: beyond, it keeps gigabytes. One thread; medians of
+{matching_rounds} rounds (`exact`: 3). Conditions: {matching_conditions}.
+
+{matching}
+
+![Cost by dimension](score-matching.png)
+
+A perceptron's second derivative along a direction takes one pass ahead, for values and changes together, and one back.
+Counted in products of matrices, SSM is 2 plain losses in the first layer and 3 in the others; |s|^2 adds three products
+with the first layer's weights, so that SSM-VR nears 3.5 as the dimension grows. What is above that is passes over the
+units and, in small networks, the calls themselves.
 
 ## Training, 784x500 RBM, minibatches of 100
 
@@ -102,6 +133,14 @@ def write() -> str:
         machine=json.dumps(found["machine"]),
         gibbs=gibbs.table(found["gibbs"]),
         fit=fit.table(found["fit"]),
+        langevin_rounds=langevin.ROUNDS,
+        langevin=langevin.table(found["langevin"]),
+        langevin_conditions=found["conditions"]["langevin"],
+        matching_batch=score_matching.BATCH,
+        matching_exact=score_matching.EXACT_UP_TO,
+        matching=score_matching.table(found["score_matching"]),
+        matching_rounds=score_matching.ROUNDS,
+        matching_conditions=found["conditions"]["score_matching"],
         sigmas=", ".join(f"{sigma:g}" for sigma in score_matching_tables.SIGMAS),
         noise=score_matching_tables.NOISE,
         seeds=len(score_matching_tables.SEEDS),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.discovery import discover
 from models.errors import CheckpointError
+from models.perceptron import Along
 
 Activation = Literal["swish", "softplus", "elu", "tanh", "relu", "leaky_relu"]
 
@@ -75,6 +76,13 @@ class Architecture(BaseModel, ABC):
         """Slopes by a faster way than automatic differentiation, where there is one. It copies no parameters.
 
         They are float32, on the CPU.
+        """
+        return None
+
+    def along(self, parameters: Mapping[str, Tensor], x: Tensor, v: Tensor) -> Along | None:  # noqa: ARG002
+        """Derivatives along v of a network's one output, faster than by differentiating twice, where there is a way.
+
+        The same is asked of the parameters.
         """
         return None
 

@@ -18,6 +18,7 @@ from models.errors import CapabilityError, CheckpointError, InputError
 from models.family import HasFeatures, HasGradient
 from models.manifest import Manifest
 from models.numerics import ROWS, by_rows
+from models.perceptron import Along
 
 FEATURES = "features"
 _MOST = 4 * ROWS
@@ -179,8 +180,12 @@ class NetworkEnergy(HasGradient, HasFeatures):
 
     @cached_property
     def _pullback(self) -> Pullback | None:
-        compiled = self.dtype == torch.float32 and self.device.type == "cpu"
-        return self.architecture.pullback(self.network_parameters) if compiled else None
+        return self.architecture.pullback(self.network_parameters) if self.is_single_on_cpu else None
+
+    @property
+    def is_single_on_cpu(self) -> bool:
+        """Whether what is compiled is for this network."""
+        return self.dtype == torch.float32 and self.device.type == "cpu"
 
     @cached_property
     def _most_rows(self) -> int:
@@ -241,3 +246,15 @@ class ScalarEnergy(NetworkEnergy):
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n outputs"]]:
         """The output itself, and 1."""
         return outputs[:, 0], torch.ones_like(outputs)
+
+    def along(self, x: Float[Tensor, "n visible"], v: Float[Tensor, "n visible"]) -> Along | None:
+        """Derivatives of E along v, differentiable by the parameters; None: there is only differentiating twice."""
+        found = self.architecture.along(self.network_parameters, x, v) if self.is_single_on_cpu else None
+        if found is None or self.prior_std is None:
+            return found
+        precision = 1 / self.prior_std**2
+        return Along(
+            found.first + precision * (x * v).sum(1),
+            found.second + precision * v.square().sum(1),
+            lambda: found.slope() + precision * x,
+        )

@@ -346,7 +346,7 @@ def _score_matching(model: EnergyModel, examples: Tensor, seed: int) -> float:
     v = 1.0 - 2.0 * (bits & 1).to(model.dtype)
     starts = range(0, len(examples), _CHUNK)
     rows = [slice(k, k + _CHUNK) for k in starts]
-    return float(torch.cat([score_matching(model, examples[r].to(model.dtype), v[r]) for r in rows]).mean())
+    return float(torch.cat([score_matching(model, examples[r].to(model.dtype), v[r]).detach() for r in rows]).mean())
 
 
 def _denoising(model: HasNoiseScales, examples: Tensor, seed: int) -> float:

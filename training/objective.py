@@ -69,7 +69,8 @@ class Draws:
 
     def signs(self, like: Float[Tensor, "n units"], sweep: int, stream: int) -> Float[Tensor, "n units"]:
         """+1 or -1, each half of the time."""
-        return 2 * self.bernoulli(torch.zeros_like(like), sweep, stream) - 1
+        bits = rng.random_bits(*self._rows(like, sweep), stream, like.shape[1])
+        return torch.where(bits < 1 << 31, 1.0, -1.0).to(like.dtype)
 
     def noise(self, law: Law, like: Float[Tensor, "n units"], sweep: int, stream: int) -> Tensor:
         """A draw of a law of n rows."""

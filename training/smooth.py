@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.family import EnergyModel, HasGradient, HasNoiseScales
 from models.layered_family import LayeredModel
+from models.network_family import ScalarEnergy
 
 
 def is_smooth(model: EnergyModel) -> bool:
@@ -35,8 +36,8 @@ def drift(model: EnergyModel, x: Float[Tensor, "n visible"]) -> Float[Tensor, "n
 
 
 def score(model: EnergyModel, x: Float[Tensor, "n visible"]) -> Float[Tensor, "n visible"]:
-    """s(x) = -grad E(x), differentiable by the parameters."""
-    at = x.detach().requires_grad_()
+    """s(x) = -grad E(x), differentiable by the parameters, and by x where it is a leaf that says so."""
+    at = x if x.requires_grad else x.detach().requires_grad_()
     (slope,) = torch.autograd.grad(model.energy(at).sum(), at, create_graph=True)
     return -slope
 
@@ -44,22 +45,38 @@ def score(model: EnergyModel, x: Float[Tensor, "n visible"]) -> Float[Tensor, "n
 def score_along(
     model: EnergyModel, x: Float[Tensor, "n visible"], v: Float[Tensor, "n visible"]
 ) -> tuple[Float[Tensor, "n visible"], Float[Tensor, "n visible"]]:
-    """s(x) and (ds/dx) v, forward over reverse: a product with the Hessian costs as much in any dimension.
+    """s(x) and (ds/dx) v, reverse over reverse: a product with the Hessian costs as much in any dimension.
 
     Examples of a batch have nothing to do with each other, so that one product serves all.
     """
-    slope = torch.func.grad(lambda at: model.energy(at).sum())
-    found, along = torch.func.jvp(slope, (x,), (v,))[:2]
-    return -found, -along
+    at = x.detach().requires_grad_()
+    s = score(model, at)
+    return s, product(s, at, v)
+
+
+def product(
+    slope: Float[Tensor, "n visible"], x: Float[Tensor, "n visible"], v: Float[Tensor, "n visible"]
+) -> Float[Tensor, "n visible"]:
+    """The derivative of a slope along v; the slope can be differentiated by x."""
+    (found,) = torch.autograd.grad((slope * v).sum(), x, create_graph=True, materialize_grads=True)
+    return found
 
 
 def score_matching(
-    model: EnergyModel, x: Float[Tensor, "n visible"], v: Float[Tensor, "n visible"]
+    model: EnergyModel, x: Float[Tensor, "n visible"], v: Float[Tensor, "n visible"], whole: bool = True
 ) -> Float[Tensor, " n"]:
     """1/2 |s(x)|^2 + v' (ds/dx) v: its mean over data and v is the Fisher divergence from the data's law, halved, but
-    for a number that the model has no part in (Hyvarinen 2005; Song et al. 2019). The less, the better."""
+    for a number that the model has no part in (Hyvarinen 2005; Song et al. 2019). The less, the better.
+
+    Unless `whole`, 1/2 (v' s(x))^2 stands for the first term.
+    """
+    found = model.along(x, v) if isinstance(model, ScalarEnergy) else None
+    if found is not None:
+        squared = found.slope().square().sum(1) if whole else found.first.square()
+        return 0.5 * squared - found.second
     s, along = score_along(model, x, v)
-    return 0.5 * s.square().sum(1) + (v * along).sum(1)
+    squared = s.square().sum(1) if whole else (v * s).sum(1).square()
+    return 0.5 * squared + (v * along).sum(1)
 
 
 def denoising(

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.architecture import ACTIVATIONS, Activation, Architecture, Network
-from models.perceptron import Perceptron
+from models.perceptron import Along, Perceptron, along
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -35,9 +35,12 @@ class MLP(Architecture):
 
     def pullback(self, parameters: Mapping[str, Tensor]) -> Perceptron:
         """Compiled."""
-        layers = [*(f"body.{2 * n + 1}" for n in range(len(self.hidden))), "head"]
-        return Perceptron(
-            [parameters[f"{layer}.weight"] for layer in layers],
-            [parameters[f"{layer}.bias"] for layer in layers],
-            self.activation,
-        )
+        return Perceptron(*self._layers(parameters), self.activation)
+
+    def along(self, parameters: Mapping[str, Tensor], x: Tensor, v: Tensor) -> Along:
+        """With compiled activations."""
+        return along(*self._layers(parameters), self.activation, x, v)
+
+    def _layers(self, parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        names = [*(f"body.{2 * n + 1}" for n in range(len(self.hidden))), "head"]
+        return [parameters[f"{name}.weight"] for name in names], [parameters[f"{name}.bias"] for name in names]

@@ -15,6 +15,7 @@ from models.architecture import ACTIVATIONS, Activation, architectures, read
 from models.architectures.mlp import MLP
 from models.errors import CapabilityError, CheckpointError
 from models.families.jem import JEM
+from models.families.mlp_energy import MLPEnergy
 from models.network_family import NetworkEnergy
 from tests.models.cases import case, manifest_of, names, normal
 
@@ -84,6 +85,34 @@ def test_compiled_slopes_of_a_perceptron_are_those_of_automatic_differentiation(
         for a, b in zip(found, expected, strict=True):
             scale = b.abs().reshape(260, -1).amax(1).clamp(min=1.0).reshape(-1, *[1] * (b.ndim - 1))
             np.testing.assert_allclose(a / scale, b / scale, atol=2e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_compiled_derivatives_along_directions_are_those_of_automatic_differentiation(activation: Activation) -> None:
+    # And so are their gradients by the parameters, each term with weights of its own; in double precision without them.
+    architecture = MLP(hidden=[33, 20, 9], activation=activation)
+    drawn = {name: normal(shape, n, 0.5) for n, (name, shape) in enumerate(architecture.shapes((5,), 1).items())}
+    x, v, weights = normal((40, 5), 20, 2.0), normal((40, 5), 21), normal((40, 3), 22)
+
+    def found(dtype: torch.dtype) -> dict[str, Tensor]:
+        parameters = {name: p.to(dtype).requires_grad_() for name, p in drawn.items()}
+        model, at = MLPEnergy(architecture, (5,), "real", parameters, 0, 1.5), x.to(dtype).requires_grad_()
+        along = model.along(at.detach(), v.to(dtype))
+        assert (along is None) == (dtype == torch.float64)
+        if along is None:
+            (slope,) = torch.autograd.grad(model.energy(at).sum(), at, create_graph=True)
+            (product,) = torch.autograd.grad((slope * v).sum(), at, create_graph=True)
+            terms = (slope * v).sum(1), (product * v).sum(1), slope.square().sum(1)
+        else:
+            terms = along.first, along.second, along.slope().square().sum(1)
+        total = sum((w.to(dtype) * term).sum() for w, term in zip(weights.T, terms, strict=True))
+        slopes = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(("first", "second", "squared", *parameters), (*terms, *slopes), strict=True))
+
+    single, double = found(torch.float32), found(torch.float64)
+    for name, expected in double.items():
+        scale = float(expected.detach().abs().max().clamp(min=1.0))
+        np.testing.assert_allclose(single[name].detach() / scale, expected.detach() / scale, atol=2e-5, err_msg=name)
 
 
 def test_compiled_slopes_go_by_parameters_as_they_are_now() -> None:

@@ -88,7 +88,7 @@ def test_scores_match_best_at_the_law_of_the_data() -> None:
     v = torch.ones_like(x)
     v[::2, 0] = -1
     figures = [
-        float(score_matching(GRBM(model.W * s, model.b, model.c, model.log_sigma), x, v).mean())
+        float(score_matching(GRBM(model.W * s, model.b, model.c, model.log_sigma), x, v).detach().mean())
         for s in (0.8, 1.0, 1.2)
     ]
     assert figures[1] < min(figures[0], figures[2])

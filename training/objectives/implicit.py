@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.family import Base, EnergyModel
 from training.objective import Batch, Draws, Memory, Objective, slopes
-from training.smooth import is_unbounded, score_along
+from training.smooth import is_unbounded, product, score
 
 
 class Implicit(Objective):
@@ -40,12 +40,13 @@ class Implicit(Objective):
         x = batch.visible
 
         def figure() -> Tensor:
-            total = x.new_zeros(())
+            at = x.detach().requires_grad_()
+            s = score(model, at)
+            total = -0.5 * s.square().sum(1).mean()
             for unit in range(x.shape[1]):
                 v = torch.zeros_like(x)
                 v[:, unit] = 1
-                s, along = score_along(model, x, v)
-                total = total - along[:, unit].mean() - 0.5 * s[:, unit].square().mean()
+                total = total - product(s, at, v)[:, unit].mean()
             return total
 
         return slopes(model.tensors(), figure), memory

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.family import Base, EnergyModel
 from training.objective import Batch, Draws, Memory, Objective, slopes
-from training.smooth import is_unbounded, score_along, score_matching
+from training.smooth import is_unbounded, score_matching
 
 
 class Sliced(Objective):
@@ -42,9 +42,6 @@ class Sliced(Objective):
         v = draws.signs(x, draws.step, 0) if self.directions == "signs" else draws.normals(x, draws.step, 0)
 
         def figure() -> Tensor:
-            if self.variance_reduced:
-                return -score_matching(model, x, v).mean()
-            s, along = score_along(model, x, v)
-            return -((v * along).sum(1) + 0.5 * (v * s).sum(1).square()).mean()
+            return -score_matching(model, x, v, whole=self.variance_reduced).mean()
 
         return slopes(model.tensors(), figure), memory
