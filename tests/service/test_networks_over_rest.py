@@ -410,7 +410,7 @@ def test_energies_of_a_tilt_are_relative_to_its_generator_and_say_so(server: Ser
     np.testing.assert_allclose(found["features"], model.own.features(x), rtol=0, atol=1e-9)
     card = server.client.get(f"/v1/models/{name}").json()
     assert card["capabilities"] == ["energy", "log-density", "anomaly", "features", "sample", "log_partition"]
-    assert card["samplers"] == ["latent_hmc", "latent_langevin"]
+    assert card["samplers"] == ["latent_hmc", "generator", "latent_langevin"]
     assert (card["estimators"], card["init_data"]) == (["ais_hmc"], False)
     assert "relative to the generator's law" in card["warnings"][0]
 
