@@ -170,7 +170,13 @@ def test_a_score_network_of_images_is_trained_drawn_and_kept_with_its_references
         tmp_path,
         "ncsn-mnist",
         *("data.dataset=digits", "data.validation=100", "data.test=100", "model.architecture.channels=[4, 8]"),
-        *("model.sigmas.smallest=0.3", "model.sigmas.number=2", "fit.epochs=1", "fit.batch_size=20"),
+        *(
+            "model.sigmas.smallest=0.3",
+            "model.sigmas.largest=1.0",
+            "model.sigmas.number=2",
+            "fit.epochs=1",
+            "fit.batch_size=20",
+        ),
     )
     metrics = found.manifest.training.metrics if found.manifest.training else None
     assert metrics is not None
