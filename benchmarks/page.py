@@ -84,8 +84,8 @@ rows of tables of ADBench by `sliced` and by `denoising`. "Score matching" is E[
 rows, exact: less is better, and two figures of a table differ as the Fisher divergences from its law do. The scale of
 `denoising` is the best of {sigmas} by that figure on validation rows, chosen for each seed. AUROC is how well
 energies tell the anomalies among the test rows. Features are standardised, and then have noise of standard deviation
-{noise:g} added: recorded values are rounded, and laws on points have no score. Mean and standard deviation
-of {seeds} seeds.
+{noise:g} added: recorded values are rounded, and laws on points have no score. Mean and standard deviation of {seeds}
+seeds.
 
 {tables}
 
