@@ -63,7 +63,12 @@ class FromGenerator(Sampler):
         start: Float[Tensor, "n visible"] | None,
         clamp: Clamp | None,
     ) -> ChainState:
-        """Draws of the generator, or `start` where given."""
+        """Draws of the generator, or `start` where given.
+
+        Raises:
+            CapabilityError: visibles are given, to start from or to hold, and the model has no slope in them.
+        """
+        _check(model, start, clamp)
         sweep = torch.zeros(len(keys), dtype=torch.int64, device=model.device)
         x = self._draw(model, keys, sweep) if start is None else start.double()
         return ChainState({"visible": x if clamp is None else clamp.apply(x)}, sweep)
@@ -77,6 +82,7 @@ class FromGenerator(Sampler):
         beta: Float[Tensor, " n"] | None = None,
     ) -> tuple[ChainState, SweepInfo]:
         """A new draw of every chain, refined."""
+        _check(model, None, clamp)
         number = state.sweep + 1
         x = self._draw(model, keys, number)
         if clamp is not None:
@@ -95,3 +101,12 @@ class FromGenerator(Sampler):
         if model.generator_std:
             x = x + model.generator_std * rng.normals(keys, sweep, _NOISE, x.shape[1])
         return dynamics.reflect(x, model.bounds if isinstance(model, HasGradient) else None)[0]
+
+
+def _check(model: EnergyModel, start: Tensor | None, clamp: Clamp | None) -> None:
+    if isinstance(model, HasGradient):
+        return
+    if clamp is not None and bool(clamp.mask.any()):
+        raise CapabilityError(f"chains of {model.name} cannot hold visible units", model.capabilities())
+    if start is not None:
+        raise CapabilityError(f"chains of {model.name} start from noise alone", model.capabilities())

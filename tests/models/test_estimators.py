@@ -122,14 +122,14 @@ def test_an_estimator_refuses_a_family_without_what_it_needs(name: str) -> None:
 def test_no_random_number_is_drawn_twice(estimator: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Watches what runs the compiled kernels: every row asked for is a (seed, chain, sweep, stream and replica).
     asked: list[tuple[int, ...]] = []
-    real = rng._run
+    real = rng.over_rows
 
     def watched(kernel: Any, keys: ChainKeys, sweep: Tensor, stream: int, *blocks: Tensor) -> None:
         last = rng._last_word(keys, stream)
         asked.extend(zip(*(column.tolist() for column in (keys.seed, keys.chain, sweep, last)), strict=True))
         real(kernel, keys, sweep, stream, *blocks)
 
-    monkeypatch.setattr(rng, "_run", watched)
+    monkeypatch.setattr(rng, "over_rows", watched)
     ESTIMATORS[estimator].estimate(case(name, 5, 3).model, Effort(chains=13, temperatures=70, seed=9))
     assert (estimator == "exact") == (not asked)
     assert len(set(asked)) == len(asked)
