@@ -59,14 +59,13 @@ def compose(recipe: CompositionRecipe, models_dir: Path, trained: Callable[[str]
     """
     from models import checkpoint  # noqa: PLC0415 - torch, which a list of recipes does without
 
-    newest: dict[str, Manifest] = {}
+    newest: dict[str, Path] = {}
     for name in dict.fromkeys(term.recipe for term in recipe.terms):
         known = checkpoint.versions(models_dir).get(name)
-        folder = models_dir / name / str(max(known)) if known else trained(name)
-        newest[name] = checkpoint.read_manifest(folder)
-    first = newest[recipe.terms[0].recipe]
+        newest[name] = models_dir / name / str(max(known)) if known else trained(name)
+    first = checkpoint.read_manifest(newest[recipe.terms[0].recipe])
     terms = [
-        {"model": t.recipe, "version": newest[t.recipe].version, "weight": t.weight, "label": t.label}
+        {"model": t.recipe, "version": int(newest[t.recipe].name), "weight": t.weight, "label": t.label}
         for t in recipe.terms
     ]
     manifest = Manifest(
