@@ -19,7 +19,7 @@ from training.data import Dataset
 from training.fit import FitState, begin, steps_per_epoch, train
 from training.objective import build
 
-D, F, ROWS, BATCH, RATE, ROUNDS = 784, 500, 60_000, 100, 0.05, 5
+D, F, ROWS, BATCH, RATE, ROUNDS = 784, 500, 60_000, 100, 0.05, 15
 _HELD_OUT = 100
 _PAUSE = 0.5
 """Seconds between engines: a BLAS keeps idle threads spinning for a while, which takes a core from whoever is next."""

@@ -62,7 +62,7 @@ units and, in small networks, the calls themselves.
 
 An epoch of 60,000 examples, binary and random, of MNIST's density: `training.fit.train` with the objectives `cd` and
 `pcd` (one sweep, 100 chains, no centring) against `BernoulliRBM.fit`, whose algorithm is PCD-1. Ours keeps parameters
-and sums in float32 and multiplies in bfloat16 (`objective.products`), theirs is float32 throughout. Median of 5 rounds.
+and sums in float32 and multiplies in bfloat16 (`objective.products`), theirs is float32 throughout. Median of 15 rounds.
 Both BLAS libraries keep idle threads spinning: a pause comes before each engine, and figures taken on a
 machine that does other work are worth nothing.
 
