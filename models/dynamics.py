@@ -83,38 +83,44 @@ def langevin_step(
     bounds: Bounds,
     held: Bool[Tensor, "n visible"] | None,
     stream: int = MOMENTA,
+    clip: bool = False,
 ) -> Float[Tensor, "n visible"]:
     """x - (e^2 / 2) grad U(x) + e z, reflected at walls; chains that this leads to no finite place stay where they are.
 
     z, of that stream, has single precision (`rng.single_normals`): what it lacks is far below the step's own error, of
-    order e^2.
+    order e^2. `clip`: the slope takes units to the walls at most; what the noise adds is reflected.
     """
     gradient = slope(x)[1]
     noise = rng.single_normals(keys, number, stream, x.shape[1])
     drift = 0.5 * step**2
     if x.device.type != "cpu":
-        moved, _ = reflect(x - drift * gradient + step * noise.double(), bounds)
+        led = x - drift * gradient
+        led = led.clamp(*bounds) if clip and bounds is not None else led
+        moved, _ = reflect(led + step * noise.double(), bounds)
         free = torch.ones_like(x, dtype=torch.bool) if held is None else ~held
         sound = (torch.isfinite(moved) | ~free).all(1, keepdim=True)
         return torch.where(free & sound, moved, x)
     low, high = bounds or (-math.inf, math.inf)
     after, fixed = torch.empty_like(x), torch.zeros((0, 0), dtype=torch.bool) if held is None else held
     arrays = [tensor.contiguous().numpy() for tensor in (x, gradient, noise, fixed)]
-    _langevin_kernel(*arrays, drift, float(step), float(low), float(high), after.numpy())
+    _langevin_kernel(*arrays, drift, float(step), float(low), float(high), clip and bounds is not None, after.numpy())
     return after
 
 
 @jit
 @no_type_check
-def _langevin_kernel(
-    x: Any, gradient: Any, noise: Any, held: Any, drift: Any, step: Any, low: Any, high: Any, out: Any
+def _langevin_kernel(  # noqa: PLR0912 - one pass
+    x: Any, gradient: Any, noise: Any, held: Any, drift: Any, step: Any, low: Any, high: Any, clip: Any, out: Any
 ) -> None:  # pragma: no cover - compiled
     # The same operations as above and in `reflect`, in one pass over what is in memory.
     units, some_held, width = x.shape[1], held.shape[0] > 0, high - low
     for row in range(x.shape[0]):
         lost, outside = 0, 0
         for unit in range(units):
-            to = x[row, unit] - drift * gradient[row, unit] + step * np.float64(noise[row, unit])
+            to = x[row, unit] - drift * gradient[row, unit]
+            if clip:
+                to = min(max(to, low), high)
+            to = to + step * np.float64(noise[row, unit])
             lost += 0 if abs(to) < np.inf else 1
             outside += 0 if low <= to <= high else 1
             out[row, unit] = to

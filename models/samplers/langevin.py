@@ -30,6 +30,9 @@ class Langevin(Sampler):
 
     step_size: float = 0.1
     """e, above 0."""
+    clip: bool = False
+    """Whether the slope takes units to walls at most, as in training (Du & Mordatch 2019); else it is reflected there
+    like the noise. The law is another one near the walls."""
 
     def __post_init__(self) -> None:
         """Check the setting.
@@ -79,7 +82,14 @@ class Langevin(Sampler):
             mask = None if held is None else held.mask
             pieces.append(
                 dynamics.langevin_step(
-                    slope, x[rows], keys.rows(rows), number[rows], self.step_size, model.bounds, mask
+                    slope,
+                    x[rows],
+                    keys.rows(rows),
+                    number[rows],
+                    self.step_size,
+                    model.bounds,
+                    mask,
+                    clip=self.clip,
                 )
             )
         after = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
