@@ -64,6 +64,11 @@ class Generator:
         return torch.sigmoid(made) if self.domain == "unit" else made
 
 
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def architecture_of(manifest: Manifest, part: str) -> dict[str, object]:
     """`config.architecture.<part>` as the config of one network alone.
 

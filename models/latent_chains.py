@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models import dynamics
+from models import dynamics, sweeping
 from models.errors import CapabilityError
 from models.family import Clamp, EnergyModel
 from models.hamiltonian import HamiltonianSampler, Scales
@@ -49,9 +49,8 @@ class LatentSampler(HamiltonianSampler):
         Raises:
             CapabilityError: visibles are given, to start from or to hold: their latents are not known.
         """
-        model = _latent(model, self.name, clamp)
-        if start is not None:
-            raise CapabilityError(f"chains of {model.name} start from noise alone", model.capabilities())
+        model = _latent(model, self.name)
+        sweeping.only_from_noise(model, start, clamp)
         number = torch.zeros(len(keys), dtype=torch.int64, device=model.device)
         z = model.noise(LATENT, len(keys)).sample(keys, number, dynamics.MOMENTA)
         sizes = self.step_sizes.blocks(len(keys), model.device)
@@ -70,7 +69,8 @@ class LatentSampler(HamiltonianSampler):
         Raises:
             CapabilityError: visibles are to be held.
         """
-        latent, number, sizes = _latent(model, self.name, clamp), state.sweep + 1, self.step_sizes
+        latent, number, sizes = _latent(model, self.name), state.sweep + 1, self.step_sizes
+        sweeping.only_from_noise(latent, clamp=clamp)
         z, rate, adapted = state.blocks[LATENT], None, dict[str, Tensor]()
 
         def slope(at: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,9 +86,7 @@ class LatentSampler(HamiltonianSampler):
         return ChainState({LATENT: z, VISIBLE: visible, **adapted}, number), SweepInfo(lambda: visible, rate)
 
 
-def _latent(model: EnergyModel, sampler: str, clamp: Clamp | None) -> LatentModel:
+def _latent(model: EnergyModel, sampler: str) -> LatentModel:
     if not isinstance(model, LatentModel):
         raise CapabilityError(f"{sampler} needs a tilted generator, which {model.name} is not", model.capabilities())
-    if clamp is not None and bool(clamp.mask.any()):
-        raise CapabilityError(f"chains of {model.name} cannot hold visible units", model.capabilities())
     return model

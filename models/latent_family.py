@@ -17,7 +17,7 @@ from models.architecture import Architecture, Bound, read
 from models.conditionals import Conditional, Gaussian
 from models.errors import InputError
 from models.family import HasFeatures, HasGenerator, HasStates
-from models.generator import PREFIX, Generator, architecture_of
+from models.generator import PREFIX, Generator, architecture_of, part_of
 from models.manifest import Manifest
 from models.network_family import FEATURES
 from models.numerics import ROWS, by_rows, invariant_sum
@@ -64,9 +64,9 @@ class LatentModel(HasGenerator, HasFeatures, HasStates):
         """The two networks with these parameters."""
         return cls(
             read(architecture_of(manifest, cls.part())),
-            Generator.described(manifest, _of(tensors, PREFIX)),
+            Generator.described(manifest, part_of(tensors, PREFIX)),
             tuple(manifest.visible.shape),
-            _of(tensors, f"{cls.part()}."),
+            part_of(tensors, f"{cls.part()}."),
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -171,7 +171,3 @@ class LatentModel(HasGenerator, HasFeatures, HasStates):
             energy = self.energy(self.generate(at))
             (gradient,) = torch.autograd.grad(energy.sum(), at)
         return energy.detach(), gradient
-
-
-def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -146,10 +147,7 @@ class NetworkEnergy(HasGradient, HasFeatures):
         """D."""
         if block != "visible":
             raise InputError(f"family {self.name} has no block {block!r}", "block")
-        units = 1
-        for size in self.shape:
-            units *= size
-        return units
+        return math.prod(self.shape)
 
     @property
     def bounds(self) -> tuple[float, float] | None:

@@ -32,6 +32,20 @@ def sweepable(model: EnergyModel, sampler: str) -> HasConditionals:
     return model
 
 
+def only_from_noise(
+    model: EnergyModel, start: Float[Tensor, "n visible"] | None = None, clamp: Clamp | None = None
+) -> None:
+    """Refuse what chains can do nothing with that move something else than visibles.
+
+    Raises:
+        CapabilityError: visibles are given, to start from or to hold.
+    """
+    if clamp is not None and bool(clamp.mask.any()):
+        raise CapabilityError(f"chains of {model.name} cannot hold visible units", model.capabilities())
+    if start is not None:
+        raise CapabilityError(f"chains of {model.name} start from noise alone", model.capabilities())
+
+
 def has_real(model: HasConditionals, *blocks: str) -> bool:
     """Whether any of the blocks (of all where none is named) holds real units: their law at beta = 0 is not proper."""
     return any(isinstance(model.noise(block, 1), Gaussian) for block in blocks or model.blocks)

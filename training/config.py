@@ -7,6 +7,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -230,6 +231,7 @@ def shipped() -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in sorted(recipes, key=lambda r: r.name)}
 
 
+@cache
 def shipped_files() -> dict[str, dict[str, Any]]:
     """What the files that come with the package hold, by file name."""
     files = (f for f in resources.files("training.recipes").iterdir() if f.name.endswith(".toml"))

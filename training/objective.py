@@ -135,6 +135,19 @@ class Objective(BaseModel, ABC):
         return None
 
 
+def check_gap(data: float, other: float, whose: str, largest: float, step: int, remedy: str) -> None:
+    """Check that what the model makes is still near the data, by mean energies, nats.
+
+    Raises:
+        DivergenceError: these are further apart than `objective.largest_gap`, or no numbers.
+    """
+    if not abs(data - other) <= largest:  # NaN too
+        raise DivergenceError(
+            f"training diverged: at step {step} the mean energies of data ({data:.4g}) and {whose} ({other:.4g}) "
+            f"are more than objective.largest_gap = {largest:g} nats apart. {remedy}"
+        )
+
+
 def contrast(
     model: EnergyModel,
     tensors: Mapping[str, Tensor],
@@ -159,12 +172,11 @@ def contrast(
         return down.mean() - up.mean() - squares
 
     found = slopes(tensors, figure)
-    if not abs(means[0] - means[1]) <= largest_gap:  # NaN too
-        raise DivergenceError(
-            f"training diverged: at step {step} the mean energies of data ({means[0]:.4g}) and chains ({means[1]:.4g}) "
-            f"are more than objective.largest_gap = {largest_gap:g} nats apart. Lower fit.learning_rate, or "
-            "make chains better (objective.steps, step_size), or set fit.clip or objective.energy_penalty"
-        )
+    remedy = (
+        "Lower fit.learning_rate, or make chains better (objective.steps, step_size), or set fit.clip or "
+        "objective.energy_penalty"
+    )
+    check_gap(means[0], means[1], "chains", largest_gap, step, remedy)
     return found
 
 

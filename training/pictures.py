@@ -16,7 +16,6 @@ from torch import Tensor
 
 from models.catalog import samplers, samplers_of
 from models.family import Clamp, EnergyModel, HasConditionals, HasStates
-from models.latent_family import LATENT, LatentModel
 from models.numerics import ROWS
 from models.rng import ChainKeys
 from models.sampler import Sampler
@@ -69,12 +68,10 @@ def samples(
     return _png(_grid(_raw(info.expected_visible(), data), data.shape, gap=(low + high) / 2), title, low=low, high=high)
 
 
-def untilted(model: LatentModel, data: Dataset, seed: int, count: int = 100) -> bytes:
+def untilted(model: EnergyModel, data: Dataset, seed: int, count: int = 100) -> bytes:
     """Draws of the generator alone: what its tilt makes of them is in `samples`."""
-    keys = ChainKeys.of(seed, count, model.device, first=_KEYS_FIRST)
-    z = model.noise(LATENT, count).sample(keys, torch.zeros_like(keys.chain), 0)
     low, high = _levels(data)
-    shown = _raw(model.visible_of(z), data)
+    shown = _raw(from_generator(model, count, seed), data)
     return _png(_grid(shown, data.shape, gap=(low + high) / 2), "draws of the generator alone", low=low, high=high)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.architecture import read
 from models.errors import CheckpointError
 from models.family import HasGenerator
-from models.generator import LOG_STD, PREFIX, Generator, architecture_of
+from models.generator import LOG_STD, PREFIX, Generator, architecture_of, part_of
 from models.manifest import Manifest
 from models.network_family import ScalarEnergy, read_prior_std
 
@@ -62,13 +62,13 @@ class Adversarial(ScalarEnergy, HasGenerator):
             domain=manifest.visible.domain,
             parameters=dict(tensors),
             prior_std=read_prior_std(manifest.config),
-            generator=Generator.described(manifest, _part(own, PREFIX)),
+            generator=Generator.described(manifest, part_of(own, PREFIX)),
         )
 
     @property
     def network_parameters(self) -> Mapping[str, Tensor]:
         """The energy's."""
-        return _part(self.parameters, _ENERGY)
+        return part_of(self.parameters, _ENERGY)
 
     @property
     def latent_units(self) -> int:
@@ -83,7 +83,3 @@ class Adversarial(ScalarEnergy, HasGenerator):
     def generate(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n visible"]:
         """G(z)."""
         return self.generator(z)
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models import dynamics, rng
+from models import dynamics, rng, sweeping
 from models.errors import CapabilityError
 from models.family import Clamp, EnergyModel, HasGenerator, HasGradient
 from models.numerics import ROWS, by_rows
@@ -68,7 +68,8 @@ class FromGenerator(Sampler):
         Raises:
             CapabilityError: visibles are given, to start from or to hold, and the model has no slope in them.
         """
-        _check(model, start, clamp)
+        if not isinstance(model, HasGradient):
+            sweeping.only_from_noise(model, start, clamp)
         sweep = torch.zeros(len(keys), dtype=torch.int64, device=model.device)
         x = self._draw(model, keys, sweep) if start is None else start.double()
         return ChainState({"visible": x if clamp is None else clamp.apply(x)}, sweep)
@@ -82,7 +83,8 @@ class FromGenerator(Sampler):
         beta: Float[Tensor, " n"] | None = None,
     ) -> tuple[ChainState, SweepInfo]:
         """A new draw of every chain, refined."""
-        _check(model, None, clamp)
+        if not isinstance(model, HasGradient):
+            sweeping.only_from_noise(model, clamp=clamp)
         number = state.sweep + 1
         x = self._draw(model, keys, number)
         if clamp is not None:
@@ -101,12 +103,3 @@ class FromGenerator(Sampler):
         if model.generator_std:
             x = x + model.generator_std * rng.normals(keys, sweep, _NOISE, x.shape[1])
         return dynamics.reflect(x, model.bounds if isinstance(model, HasGradient) else None)[0]
-
-
-def _check(model: EnergyModel, start: Tensor | None, clamp: Clamp | None) -> None:
-    if isinstance(model, HasGradient):
-        return
-    if clamp is not None and bool(clamp.mask.any()):
-        raise CapabilityError(f"chains of {model.name} cannot hold visible units", model.capabilities())
-    if start is not None:
-        raise CapabilityError(f"chains of {model.name} start from noise alone", model.capabilities())

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from models.family import Base, EnergyModel, HasGenerator
 from models.generator import LOG_STD
-from training.errors import DivergenceError, RecipeError
-from training.objective import Batch, Draws, Memory, Objective, slopes
+from training.errors import RecipeError
+from training.objective import Batch, Draws, Memory, Objective, check_gap, slopes
 from training.smooth import is_smooth
 
 _LATENT, _NOISE, _DATA, _POSTERIOR = range(4)
 """Streams."""
+_REMEDY = (
+    "Lower fit.learning_rate (or the energy's alone, by fit.rates), or raise objective.gradient_penalty, or set "
+    "fit.clip or fit.spectral_norm"
+)
 _FIRST_STD, _GAIN = 0.1, 0.02
 """eta at first, and what the last minibatch counts for in its running mean, where it is learned."""
 
@@ -94,7 +98,7 @@ class Adversarial(Objective):
             return down.mean() - up.mean() - penalty + (push * x).sum(1).mean()
 
         gradient = slopes(tensors, figure)
-        self._check(float(found["up"]), float(found["down"]), step)
+        check_gap(float(found["up"]), float(found["down"]), "generator", self.largest_gap, step, _REMEDY)
         gradient[LOG_STD] = self._within(float(tensors[LOG_STD]), gradient[LOG_STD])
         if "precision" in memory:
             memory = {"precision": followed(model, found["x"], z, memory["precision"], draws)}
@@ -108,15 +112,6 @@ class Adversarial(Objective):
         low, high = math.log(self.smallest_std), math.log(self.largest_std)
         outwards = (log_std <= low and slope < 0) or (log_std >= high and slope > 0)
         return torch.zeros_like(slope) if outwards else slope
-
-    def _check(self, data: float, made: float, step: int) -> None:
-        if not abs(data - made) <= self.largest_gap:  # NaN too
-            raise DivergenceError(
-                f"training diverged: at step {step} the mean energies of data ({data:.4g}) and generator ({made:.4g}) "
-                f"are more than objective.largest_gap = {self.largest_gap:g} nats apart. Lower fit.learning_rate (or "
-                "the energy's alone, by fit.rates), or raise objective.gradient_penalty, or set fit.clip or "
-                "fit.spectral_norm"
-            )
 
 
 @torch.no_grad()
